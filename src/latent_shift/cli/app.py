@@ -1,0 +1,53 @@
+"""`latent-shift`: the verbs, and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from latent_shift import __version__
+from latent_shift.core.errors import DataError, InputError, LatentShiftError
+
+from .data import data
+from .generate import generate
+from .train import train
+
+app = typer.Typer(
+    name="latent-shift",
+    help="Text to video by a parameter-free temporal shift (Latent-Shift, arXiv:2304.08477).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+app.command()(generate)
+app.command()(train)
+app.add_typer(data)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"latent-shift {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line: 0 done, 2 wrong input, 130 stopped by Ctrl-C, 1 for anything else that went wrong."""
+    try:
+        app()
+    except (InputError, DataError) as error:
+        _fail(error, 2)
+    except LatentShiftError as error:
+        _fail(error, getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: object, code: int) -> None:
+    typer.echo(f"latent-shift: error: {message}", err=True)
+    sys.exit(code)

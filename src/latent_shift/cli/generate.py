@@ -1,0 +1,186 @@
+"""`latent-shift generate`: clips from sentences."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.shapes import check_at_least
+
+if TYPE_CHECKING:
+    from latent_shift import LatentShiftPipeline
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="One or several sentences.", show_default=False)] = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to. The ending says what: .mp4 .webm .gif .webp, .png .jpg (contact sheet; the image itself "
+            "for one frame), or name/ (a folder of PNG frames). Several clips get numbers.",
+        ),
+    ] = "clip.mp4",
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A text file with a sentence a line, besides the arguments.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What to lead away from.")] = "",
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of a clip; 1 makes an image. [default: the model's]")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Pixels: one number, or WIDTHxHEIGHT. [default: the model's]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: 25; the scheduler's]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps).")
+    ] = "dpm++",
+    seed: Annotated[int, typer.Option(help="Clip number n of a sentence has the seed SEED + n, from n = 0.")] = 0,
+    num_videos: Annotated[int, typer.Option(help="Clips for each sentence.")] = 1,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Make a seamless loop (circular shift).")] = False,
+    model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+) -> None:
+    """Make clips from sentences.
+
+    Examples:
+
+      latent-shift generate "a waving hand" -o wave.mp4
+
+      latent-shift generate "red heart" "a rocket" --loop --num-videos 2 -o clips.webp
+    """
+    sentences = _sentences(prompts, prompt_file)
+    places = _places(output, len(sentences) * num_videos)
+    check_at_least("--num-videos", num_videos, 1)
+    check_at_least("--frames", 1 if frames is None else frames, 1)
+    check_at_least("--steps", 1 if steps is None else steps, 1)
+    if fps is not None and not 0 < fps <= 1000:
+        raise InputError("--fps", fps, "be above 0 and at most 1000")
+    width, height = _parse_size(size)
+
+    from latent_shift.media import check_output_path
+
+    for place in places:
+        check_output_path(place)
+
+    started = time.perf_counter()
+    pipeline = _load(model, device, dtype, scheduler)
+    load_seconds = time.perf_counter() - started
+    options = {
+        "negative_prompt": negative,
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "num_inference_steps": steps or _usual_steps(scheduler),
+        "guidance_scale": guidance,
+        "boundary": "circular" if loop else "default",
+    }
+    clips = []
+    jobs = [(sentence, seed + number) for sentence in sentences for number in range(num_videos)]
+    for (sentence, clip_seed), place in zip(jobs, places, strict=True):
+        clip = _make(pipeline, sentence, clip_seed, place, fps, model, scheduler, options)
+        clips.append(clip)
+        if not as_json:
+            typer.echo(f"{clip['path']}: {clip['frames']} frames in {clip['seconds']:.1f} s (seed {clip_seed})")
+    if as_json:
+        typer.echo(json.dumps({"clips": clips, "load_seconds": round(load_seconds, 3)}, ensure_ascii=False))
+
+
+def _make(
+    pipeline: LatentShiftPipeline,
+    prompt: str,
+    seed: int,
+    place: str,
+    fps: float | None,
+    model: str,
+    scheduler: str,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from latent_shift import __version__
+    from latent_shift.media import write_video
+
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    frames = np.asarray(pipeline(prompt, generator=generator, output_type="np", **options).frames)[0]
+    rate = fps or pipeline.config.fps
+    settings = {
+        "prompt": prompt,
+        "negative_prompt": options["negative_prompt"],
+        "seed": seed,
+        "model": Path(model).name,
+        "scheduler": scheduler,
+        "steps": options["num_inference_steps"],
+        "guidance_scale": options["guidance_scale"] or pipeline.config.default_guidance_scale,
+        "loop": options["boundary"] == "circular",
+        "version": f"latent-shift {__version__}",
+    }
+    metadata = {key: str(value) for key, value in settings.items()}
+    write_video(place, (frames * 255).round().astype(np.uint8), rate, metadata)
+    seconds = time.perf_counter() - started
+    size = {"frames": frames.shape[0], "height": frames.shape[1], "width": frames.shape[2], "fps": rate}
+    return {"path": place, **settings, **size, "seconds": round(seconds, 3)}
+
+
+def _load(model: str, device: str, dtype: str, scheduler: str) -> LatentShiftPipeline:
+    from ._quiet import quiet_libraries
+
+    quiet_libraries()
+    from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
+
+    if scheduler not in SCHEDULERS:
+        raise InputError("--scheduler", scheduler, f"be one of {', '.join(SCHEDULERS)}")
+    pipeline = load_pipeline(model, device, dtype)
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(leave=False, desc="denoising")
+    return pipeline
+
+
+def _usual_steps(scheduler: str) -> int:
+    from latent_shift.pipelines import SCHEDULERS
+
+    return SCHEDULERS[scheduler][1]
+
+
+def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:
+    sentences = list(prompts or [])
+    if prompt_file is not None:
+        try:
+            lines = prompt_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("--prompt-file", str(prompt_file), "be a text file that can be read") from error
+        sentences += [line.strip() for line in lines if line.strip()]
+    if not sentences:
+        raise InputError("prompt", "", "be given, as an argument or in --prompt-file")
+    return sentences
+
+
+def _places(output: str, count: int) -> list[str]:
+    if count <= 1:
+        return [output]
+    base = output.rstrip("/")
+    path = Path(base)
+    end = "/" if output != base else ""
+    return [str(path.with_name(f"{path.stem}_{number:03d}{path.suffix}")) + end for number in range(count)]
+
+
+def _parse_size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None:
+        return None, None
+    parts = size.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdigit() for part in parts):
+        raise InputError("--size", size, "be a number of pixels or WIDTHxHEIGHT")
+    return int(parts[0]), int(parts[-1])

@@ -1,0 +1,89 @@
+"""Typed configuration: frozen pydantic models, filled from TOML and `--set a.b=value`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import InputError
+
+
+class Config(BaseModel):
+    """Base of every configuration class: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
+    """Reads a TOML file into `cls`, with `a.b=value` overrides applied on top.
+
+    Args:
+        cls: the configuration class.
+        path: a TOML file.
+        overrides: `key.subkey=value`; the value is read as TOML, and as a plain string where that fails.
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown (with the nearest known one) or a value is wrong.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("recipe", str(path), "be a TOML file that can be read") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("recipe", str(path), f"be valid TOML ({error})") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(cls, tree)
+
+
+def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
+    """Validates a nested dict as `cls`; the first problem becomes one `InputError`."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(cls, first["loc"][:-1])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f" (one of {', '.join(known)})"
+            raise InputError("key", key, f"be a known key{hint}") from error
+        if first["type"] == "missing":
+            raise InputError(key, None, "be given") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(key, first["input"], f"be valid ({message})") from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError("--set", override, "look like key.subkey=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise InputError("--set", override, f"name a key below a table; {parent!r} is a value")
+    tree[last] = value
+
+
+def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        annotation = cls.model_fields[str(part)].annotation if str(part) in cls.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            cls = nested[0]
+    return sorted(cls.model_fields)

@@ -1,0 +1,55 @@
+"""Files are written beside their place and renamed into it: a reader never sees half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any error.
+
+    What is written at the yielded path may be a file or a folder. The yielded path keeps the suffix of `path`.
+
+    Raises:
+        InputError: if the folder of `path` cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError("output", str(path), f"be in a folder that can be written ({error.strerror})") from error
+    try:
+        temporary = holder / path.name
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rename(holder / "old")
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError("output", str(path), f"be a place that can be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

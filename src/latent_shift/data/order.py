@@ -1,0 +1,52 @@
+"""The order of samples: a pure function of (seed, position), for any batch size, worker count or rank."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.seeding import derive_seed
+
+
+class SampleOrder:
+    """An endless stream of record indices in which every group comes once an epoch.
+
+    A group is what should be seen equally often, for example all skin tones of one label. In epoch `e` each group
+    gives one of its records: its members take turns in an order drawn anew for each round of turns, so each record
+    comes exactly once in `len(members)` epochs. With one group a record, each record comes once an epoch.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], seed: int) -> None:
+        """Args: groups: for each record, what it is grouped by. seed: the run's seed.
+
+        Raises:
+            InputError: if there are no records.
+        """
+        if not groups:
+            raise InputError("records", 0, "be at least one")
+        self._seed = seed
+        members: dict[Hashable, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        self._members = [np.array(indices) for indices in members.values()]
+        self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Positions in an epoch: the number of groups."""
+        return len(self._members)
+
+    def record(self, position: int) -> int:
+        """The record index at `position` of the stream, from 0."""
+        epoch, offset = divmod(position, len(self))
+        if self._permutation[0] != epoch:
+            rng = np.random.default_rng(derive_seed(self._seed, "epoch", epoch))
+            self._permutation = (epoch, rng.permutation(len(self)))
+        group = int(self._permutation[1][offset])
+        members = self._members[group]
+        if len(members) == 1:
+            return int(members[0])
+        turn, place = divmod(epoch, len(members))
+        rng = np.random.default_rng(derive_seed(self._seed, "turn", group, turn))
+        return int(rng.permutation(members)[place])

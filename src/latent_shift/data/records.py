@@ -1,0 +1,161 @@
+"""The on-disk format of captioned video, for the emoji and for any other folder.
+
+::
+
+    folder/
+      metadata.jsonl    one JSON object a line: file_name, caption, and if wanted captions and metadata
+      dataset.json      optional: name, licence, credits, sources, counts, heldout; written last, so it says "complete"
+      clips/...         media files, anywhere below the folder; a still image is a video of one frame
+
+`file_name` is relative to the folder; `captions` are all forms that training may use, the first being `caption`;
+`metadata` is free.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.files import atomic_path
+from latent_shift.media import Video, read_video
+
+METADATA_FILE = "metadata.jsonl"
+MANIFEST_FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class CaptionedVideo:
+    """One video and the sentences that describe it.
+
+    Attributes:
+        path: the media file.
+        caption: what the video shows.
+        captions: every form that training may use; the first is `caption`.
+        metadata: whatever the source knows besides.
+        index: the position in its folder.
+    """
+
+    path: Path
+    caption: str
+    captions: tuple[str, ...]
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    index: int = 0
+
+
+class CaptionedVideoFolder:
+    """A folder in the format of this module, read and checked at once; videos are decoded by `read`.
+
+    Attributes:
+        path: the folder.
+        manifest: its `dataset.json`; empty where it has none.
+    """
+
+    def __init__(self, path: str | Path, argument: str = "data") -> None:
+        """Reads the records.
+
+        Args:
+            path: the folder.
+            argument: what the caller calls it, for messages.
+
+        Raises:
+            InputError: there is no such folder, it is empty or it has no `metadata.jsonl`.
+            DataError: a line of it is wrong, or it lists a file that is not there. Names the line or the file.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(argument, str(path), "be a folder that exists")
+        source = self.path / METADATA_FILE
+        if not source.is_file():
+            empty = next(self.path.iterdir(), None) is None
+            raise InputError(argument, str(path), f"hold a {METADATA_FILE}" + (" (it is empty)" if empty else ""))
+        self.manifest = _read_manifest(self.path / MANIFEST_FILE)
+        self._records = _read_records(source)
+        if not self._records:
+            raise InputError(argument, str(path), f"hold at least one video ({METADATA_FILE} lists none)")
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> CaptionedVideo:
+        """The record at `index`."""
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[CaptionedVideo]:
+        """The records, in the order of the file."""
+        return iter(self._records)
+
+    def read(self, index: int) -> Video:
+        """Decodes the video of record `index`: `frames` is `(frames, height, width, 3)`, uint8.
+
+        Raises:
+            DataError: the file is truncated or no video, or has another number of frames than its record says.
+        """
+        record = self._records[index]
+        return read_video(record.path, expect_frames=record.metadata.get("num_frames"))
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `metadata.jsonl` into the folder `path`, atomically.
+
+    Args:
+        path: the folder.
+        records: one mapping a video, with the keys of this module's format.
+    """
+    with atomic_path(path / METADATA_FILE) as temporary:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no JSON that can be read ({error})") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} must hold a JSON object")
+    return manifest
+
+
+def _read_records(path: Path) -> list[CaptionedVideo]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
+    records: list[CaptionedVideo] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            records.append(_parse_line(line, f"{path}, line {number}", path.parent, len(records)))
+    return records
+
+
+def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVideo:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: no valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be a JSON object, got {type(value).__name__}")
+    name, caption = value.get("file_name"), value.get("caption")
+    captions, metadata = value.get("captions") or [caption], value.get("metadata") or {}
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: file_name must be a relative path, got {name!r}")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise DataError(f"{where}: file_name must stay inside the folder, got {name!r}")
+    if not isinstance(caption, str) or not caption.strip():
+        raise DataError(f"{where}: caption must be text, got {caption!r}")
+    if not isinstance(captions, list) or not all(isinstance(item, str) and item.strip() for item in captions):
+        raise DataError(f"{where}: captions must be a list of texts, got {captions!r}")
+    if captions[0] != caption:
+        raise DataError(f"{where}: the first of captions must be the caption {caption!r}, got {captions[0]!r}")
+    if not isinstance(metadata, dict):
+        raise DataError(f"{where}: metadata must be an object, got {metadata!r}")
+    if not (folder / name).exists():
+        raise DataError(f"{where}: the file {name} is missing")
+    return CaptionedVideo(folder / name, caption, tuple(captions), metadata, index)

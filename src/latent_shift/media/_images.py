@@ -1,0 +1,92 @@
+"""Files that Pillow reads: GIF, WebP, PNG, JPEG and their kin, animated or still.
+
+PyAV would give one frame of an animated WebP and no error, so that these never go through it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from latent_shift.core.errors import DataError
+
+from .video import Frames, Video, metadata_from_json
+
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_FAILURES = (OSError, EOFError, ValueError, SyntaxError, IndexError, struct.error, Image.DecompressionBombError)
+_ROUNDING_MS = 10
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that starts with these (at least 12) bytes is read by Pillow."""
+    riff = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return riff or head.startswith(_STARTS) or head[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def read_image(path: Path) -> Video:
+    """Reads every frame of an image file; a still image is one frame at 1 frame a second.
+
+    Raises:
+        DataError: it is truncated or corrupt.
+    """
+    try:
+        with Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+            frames, durations = [], []
+            for index in range(count):
+                image.seek(index)
+                frames.append(_on_white(image if count > 1 else ImageOps.exif_transpose(image)))
+                durations.append(float(image.info.get("duration") or 0))
+            _check_end(path, image.format)
+            return Video(np.stack(frames), _rate(durations), _metadata(image))
+    except _FAILURES as error:
+        raise DataError(f"{path} is truncated or corrupt ({_one_line(error)})") from error
+
+
+def json_exif(text: str) -> Image.Exif:
+    """An EXIF block whose image description is `text` (ASCII)."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = text
+    return exif
+
+
+def _on_white(image: Image.Image) -> Frames:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _rate(durations: Sequence[float]) -> float:
+    """Frames a second. Durations that differ only by rounding count by their mean, others by their median."""
+    shown = [duration for duration in durations if duration > 0]
+    if len(durations) < 2 or not shown:
+        return 1.0 if len(durations) < 2 else 10.0
+    even = max(shown) - min(shown) <= _ROUNDING_MS
+    return 1000 / (statistics.fmean(shown) if even else statistics.median(shown))
+
+
+def _metadata(image: Image.Image) -> dict[str, str]:
+    text = image.info.get("comment") or image.info.get("Comment")
+    if text is None:
+        text = image.getexif().get(ExifTags.Base.ImageDescription, "")
+    return metadata_from_json(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
+
+
+def _check_end(path: Path, kind: str | None) -> None:
+    """A GIF or PNG cut between two of its blocks reads without an error; only the missing last block tells."""
+    gif_cut = kind == "GIF" and not path.read_bytes().rstrip(b"\0").endswith(b";")
+    png_cut = kind == "PNG" and b"IEND\xaeB`\x82" not in path.read_bytes()
+    if gif_cut or png_cut:
+        raise OSError("it has no end")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

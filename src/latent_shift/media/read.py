@@ -1,0 +1,49 @@
+"""A file, or a folder of PNG frames, becomes frames."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from latent_shift.core.errors import DataError, InputError
+
+from ._folder import read_folder
+from ._images import is_image, read_image
+from ._pyav import read_movie
+from ._whole import missing_bytes
+from .video import Video
+
+
+def read_video(path: str | os.PathLike[str], *, expect_frames: int | None = None) -> Video:
+    """Reads a whole video, GIF, animated or still image, or a folder of PNG frames.
+
+    The file's first bytes decide how it is read, not its name. Transparency is laid on white.
+
+    Args:
+        path: a file, or a folder as `write_video` writes it.
+        expect_frames: how many frames there have to be; another count is an error.
+
+    Returns:
+        The video: `frames` is `(frames, height, width, 3)`, uint8.
+
+    Raises:
+        InputError: nothing is there, or it may not be read.
+        DataError: it is empty, truncated, no video, or has not `expect_frames` frames. Names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        video = read_folder(path)
+    else:
+        try:
+            with path.open("rb") as file:
+                head = file.read(32)
+        except OSError as error:
+            raise InputError("video", str(path), f"be a file or folder that can be read ({error.strerror})") from error
+        if not head:
+            raise DataError(f"{path} is empty")
+        if missing := missing_bytes(path):
+            raise DataError(f"{path} is truncated: {missing} bytes are missing")
+        video = read_image(path) if is_image(head) else read_movie(path)
+    if expect_frames is not None and len(video.frames) != expect_frames:
+        raise DataError(f"{path} has {len(video.frames)} frames, expected {expect_frames}")
+    return video

@@ -1,0 +1,53 @@
+"""The eager reference of the temporal shift. Every other backend is tested against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def shift_channels(x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool) -> Tensor:
+    """The shift of Eq. 3 along `frame_axis`, out of place, differentiable any number of times."""
+    result: Tensor = _Shift.apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, 1)
+    return result
+
+
+class _Shift(torch.autograd.Function):
+    """The shift is a permutation with zeros, so its adjoint is the shift with both directions swapped.
+
+    Written as a function of its own since autograd through slice assignment copies the whole gradient per slice.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, channel_axis: int, frame_axis: int, k: int, circular: bool, step: int) -> Tensor:
+        out = torch.empty_like(x)
+        middle = x.shape[channel_axis] - 2 * k
+        first, center, last = (0, k), (k, middle), (k + middle, k)
+        out.narrow(channel_axis, *center).copy_(x.narrow(channel_axis, *center))
+        for part, direction in ((first, step), (last, -step)):
+            _move(out.narrow(channel_axis, *part), x.narrow(channel_axis, *part), frame_axis, direction, circular)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.arguments = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        channel_axis, frame_axis, k, circular, step = ctx.arguments
+        gradient = _Shift.apply(gradients[0], channel_axis, frame_axis, k, circular, -step)
+        return gradient, None, None, None, None, None
+
+
+def _move(out: Tensor, x: Tensor, axis: int, step: int, circular: bool) -> None:
+    """Writes `out[t] = x[t - step]` along `axis` for `step` +1 or -1."""
+    kept = x.shape[axis] - 1
+    source, target, hole = (0, 1, 0) if step > 0 else (1, 0, kept)
+    out.narrow(axis, target, kept).copy_(x.narrow(axis, source, kept))
+    edge = out.narrow(axis, hole, 1)
+    if circular:
+        edge.copy_(x.narrow(axis, kept - hole, 1))
+    else:
+        edge.zero_()

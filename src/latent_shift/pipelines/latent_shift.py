@@ -1,0 +1,354 @@
+"""`LatentShiftPipeline`: the denoising loop of Latent-Shift (arXiv:2304.08477, Sec. 3.3), as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.files import atomic_path, write_json
+from latent_shift.core.shapes import check_at_least, check_divisible
+from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL
+from latent_shift.ops import Boundary
+
+from .components import component_class, damaged_files_named, load_component
+from .text import encode_text
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass
+class LatentShiftPipelineOutput(BaseOutput):  # type: ignore[misc]
+    """What the pipeline returns."""
+
+    frames: list[list[Image.Image]] | npt.NDArray[np.float32] | Tensor
+    """For "pil": a list of frames for each clip. "np": `(batch, frames, height, width, 3)` float32 in [0, 1]. "pt":
+    `(batch, frames, 3, height, width)` in [0, 1]. "latent": normalised latents `(batch, channels, frames, h, w)`."""
+
+
+class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Text to video, and to images, with a text-to-image U-Net and the temporal shift.
+
+    Args:
+        vae: an autoencoder with diffusers' `encode`/`decode`; used frame by frame (Sec. 3.3).
+        text_encoder: a transformers encoder.
+        tokenizer: its tokenizer.
+        unet: a `LatentShiftUNet`.
+        scheduler: any diffusers scheduler; its noise schedule must be the one of training.
+        max_tokens: caption length in tokens; the tokenizer's own where None.
+        mask_padding: whether padding is hidden from the text encoder, see `encode_text`.
+        default_frames: `num_frames` where it is not given.
+        default_size: height and width where they are not given, in pixels.
+        default_guidance_scale: `guidance_scale` where it is not given.
+        fps: frames a second that the model was trained at.
+
+    Example:
+        >>> from latent_shift import LatentShiftPipeline  # doctest: +SKIP
+        >>> pipe = LatentShiftPipeline.from_pretrained("path/to/model")  # doctest: +SKIP
+        >>> frames = pipe("a waving hand").frames[0]  # doctest: +SKIP
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: LatentShiftUNet,
+        scheduler: SchedulerMixin,
+        max_tokens: int | None = None,
+        mask_padding: bool = False,
+        default_frames: int = 16,
+        default_size: int | None = None,
+        default_guidance_scale: float = 7.5,
+        fps: float = 8.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            max_tokens=max_tokens,
+            mask_padding=mask_padding,
+            default_frames=default_frames,
+            default_size=default_size,
+            default_guidance_scale=default_guidance_scale,
+            fps=fps,
+        )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """F of Sec. 3.1: pixels a latent pixel, in each direction."""
+        widths = self.vae.config.block_out_channels
+        # AutoencoderKL halves the size between its levels; PatchAutoencoderKL's two levels are 1/4 and 1/8.
+        return 2 ** (len(widths) - 1) if hasattr(self.vae.config, "down_block_types") else 8
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Caption length in tokens."""
+        return int(self.config.max_tokens or self.tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        boundary: Boundary | Literal["default"] | None = "default",
+        eta: float = 0.0,
+        output_type: OutputType = "pil",
+        decode_chunk_size: int = 8,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> LatentShiftPipelineOutput | tuple[Any]:
+        """Makes clips.
+
+        Args:
+            prompt: one or several sentences; or give `prompt_embeds`.
+            negative_prompt: what guidance leads away from; one for all, or one a prompt; empty where None.
+            num_frames: frames of a clip; 1 makes an image, as a one-frame video with the shift on.
+            height: in pixels, divisible by the autoencoder's factor times the U-Net's.
+            width: as `height`.
+            num_inference_steps: denoising steps.
+            guidance_scale: s of classifier-free guidance; 1 or less turns it off.
+            num_videos_per_prompt: clips for each prompt.
+            generator: one for all clips, or one a clip: then a clip does not depend on its neighbours in the batch.
+            latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`.
+            prompt_embeds: text features `(prompts, tokens, width)` instead of `prompt`.
+            negative_prompt_embeds: text features instead of `negative_prompt`.
+            boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift off (Figs. 6 and 7); the
+                default is the U-Net's.
+            eta: for the schedulers that have it (DDIM).
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            decode_chunk_size: frames decoded at once; fewer need less memory.
+            callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors).
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds, negative_prompt_embeds.
+            return_dict: whether to return `LatentShiftPipelineOutput` or a tuple.
+
+        Raises:
+            InputError: a `ValueError`, for an argument out of range; names it.
+        """
+        default_size = self.config.default_size or self.unet.config.sample_size * self.vae_scale_factor
+        height, width = height or default_size, width or default_size
+        num_frames = self.config.default_frames if num_frames is None else num_frames
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
+        check_at_least("num_videos_per_prompt", num_videos_per_prompt, 1)
+        check_at_least("decode_chunk_size", decode_chunk_size, 1)
+
+        device = self._execution_device
+        positive, negative = self.encode_prompt(
+            prompt, negative_prompt, num_videos_per_prompt, prompt_embeds, negative_prompt_embeds
+        )
+        shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
+        latents = self.prepare_latents(shape, generator, latents)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = latents * self.scheduler.init_noise_sigma
+        step_options = self._step_options(generator, eta)
+
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for index, timestep in enumerate(self.scheduler.timesteps):
+                prediction = self._predict(latents, timestep, positive, negative, scale, boundary)
+                latents = self.scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
+                    given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, index, int(timestep), given) or {}
+                    latents = changed.get("latents", latents)
+                    positive = changed.get("prompt_embeds", positive)
+                    negative = changed.get("negative_prompt_embeds", negative)
+                progress.update()
+
+        frames: Any = latents if output_type == "latent" else self._decode(latents, decode_chunk_size, output_type)
+        self.maybe_free_model_hooks()
+        return LatentShiftPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch tokens width"]]:
+        """Text features of the prompts and of the negative prompts, one row a clip."""
+        if prompt_embeds is None:
+            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else list(prompt or ()))
+        count = len(prompt_embeds)
+        if negative_prompt_embeds is None:
+            negatives = [negative_prompt or ""] * count if isinstance(negative_prompt, str | None) else negative_prompt
+            if len(negatives) != count:
+                raise InputError("negative_prompt", len(negatives), f"be one, or one for each of {count} prompts")
+            negative_prompt_embeds = self._encode(list(negatives))
+        dtype, device = self.unet.dtype, self._execution_device
+        positive, negative = (
+            embeds.to(device, dtype).repeat_interleave(num_videos_per_prompt, dim=0)
+            for embeds in (prompt_embeds, negative_prompt_embeds)
+        )
+        return positive, negative
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, int, int, int, int],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Float[Tensor, "batch channels frames height width"]:
+        """Initial noise of unit variance, fp32 as everything that the scheduler computes.
+
+        The frames share a part of it where the model was trained so (`noise_shared`).
+        """
+        device = self._execution_device
+        if latents is not None:
+            if tuple(latents.shape) != shape:
+                raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
+            return latents.to(device, torch.float32)
+        if isinstance(generator, Sequence) and len(generator) != shape[0]:
+            raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
+        generators = list(generator) if isinstance(generator, Sequence) else generator
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        if self.unet.config.noise_shared:
+            common = (shape[0], shape[1], 1, shape[3], shape[4])
+            shared = randn_tensor(common, generator=generators, device=device, dtype=torch.float32)
+            noise = mix_noise(noise, shared, self.unet.config.noise_shared)
+        return noise
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes a diffusers folder, whole or not at all, that names no path of this machine and no module of ours.
+
+        The U-Net is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
+        """
+        with atomic_path(save_directory) as temporary:
+            super().save_pretrained(temporary, **kwargs)
+            for file in temporary.rglob("*.json"):
+                tree = json.loads(file.read_text(encoding="utf-8"))
+                if isinstance(tree, dict) and tree.pop("_name_or_path", None) is not None:
+                    write_json(file, tree)
+            index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
+            index["unet"] = ["diffusers", "UNet2DConditionModel"]
+            if isinstance(self.vae, PatchAutoencoderKL):
+                index["vae"] = ["latent_shift", "PatchAutoencoderKL"]
+            write_json(temporary / "model_index.json", index)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> LatentShiftPipeline:
+        """Loads a folder, or a hub model where there is a network, as diffusers does; see `load_pipeline` for names.
+
+        Raises:
+            InputError: a `ValueError`, if the folder is no pipeline.
+            DataError: a file in it is damaged or missing.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        dtype = kwargs.get("torch_dtype")
+        given = {"unet": LatentShiftUNet, "vae": component_class(folder, "vae")}
+        for name, loaded_class in given.items():
+            if name not in kwargs:
+                component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+                kwargs[name] = load_component(loaded_class, folder / name, torch_dtype=component_dtype)
+        with damaged_files_named(folder):
+            return super().from_pretrained(folder, **kwargs)  # type: ignore[no-any-return]
+
+    def _predict(
+        self, latents: Tensor, timestep: Tensor, positive: Tensor, negative: Tensor, scale: float, boundary: Any
+    ) -> Tensor:
+        guided = scale > 1
+        sample = torch.cat([latents, latents]) if guided else latents
+        sample = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
+        text = torch.cat([negative, positive]) if guided else positive
+        prediction: Tensor = self.unet(sample, timestep, text, boundary=boundary, return_dict=False)[0]
+        prediction = prediction.float()
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + scale * (conditional - unconditional)
+        return prediction
+
+    def _encode(self, captions: Sequence[str]) -> Tensor:
+        return encode_text(
+            self.tokenizer, self.text_encoder, captions, self.max_prompt_tokens, self.config.mask_padding
+        )
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.vae_scale_factor, width // self.vae_scale_factor
+
+    def _step_options(self, generator: Any, eta: float) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options = {"eta": eta, "generator": generator}
+        return {name: value for name, value in options.items() if name in accepted}
+
+    def _decode(self, latents: Tensor, chunk_size: int, output_type: OutputType) -> Any:
+        mean, std = latent_statistics(self.vae, latents.device)
+        batch = latents.shape[0]
+        folded = (latents.float() * std[:, :, None] + mean[:, :, None]).transpose(1, 2).flatten(0, 1)
+        decoded = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in folded.split(chunk_size)]
+        frames = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).unflatten(0, (batch, -1))
+        if output_type == "pt":
+            return frames
+        array = frames.permute(0, 1, 3, 4, 2).cpu().numpy()
+        if output_type == "np":
+            return array
+        return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype(np.uint8)]
+
+    def _check_inputs(
+        self,
+        prompt: Any,
+        prompt_embeds: Tensor | None,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        output_type: str,
+    ) -> None:
+        if (prompt is None) == (prompt_embeds is None):
+            raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if prompt is not None and not (len(prompts) and all(isinstance(text, str) for text in prompts)):
+            raise InputError("prompt", prompt, "be a sentence or a list of sentences")
+        check_at_least("num_frames", num_frames, 1)
+        check_at_least("num_inference_steps", num_inference_steps, 1)
+        factor = self.vae_scale_factor * 2**self.unet.num_upsamplers
+        check_divisible("height", height, factor)
+        check_divisible("width", width, factor)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError("output_type", output_type, "be one of pil, np, pt, latent")
+
+
+def mix_noise(own: Tensor, shared: Tensor, share: float) -> Tensor:
+    """Noise of unit variance; the frames have the part `share` of the variance in common (arXiv:2305.10474)."""
+    return (share**0.5) * shared + ((1 - share) ** 0.5) * own
+
+
+def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the raw latents, `(1, channels, 1, 1)`: normalised = (raw - mean) / std.
+
+    Autoencoders without them have mean 0 and standard deviation 1 / scaling_factor (+ shift_factor), as in LDM.
+    """
+    config = vae.config
+    channels = config.latent_channels
+    mean = config.latents_mean or [getattr(config, "shift_factor", None) or 0.0] * channels
+    std = config.latents_std or [1 / config.scaling_factor] * channels
+    return tuple(torch.tensor(row, device=device).view(1, -1, 1, 1) for row in (mean, std))  # type: ignore[return-value]

@@ -1,0 +1,73 @@
+"""Models by name, on the device at hand."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from latent_shift.core.errors import InputError
+
+from .latent_shift import LatentShiftPipeline
+
+MODELS = ("emoji",)
+"""Models that come with the package."""
+
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_pipeline(model: str = "emoji", device: str = "auto", dtype: str = "auto") -> LatentShiftPipeline:
+    """Loads a model of this package by name, or a folder, ready to generate.
+
+    Args:
+        model: a name of `MODELS`, or a pipeline folder.
+        device: "auto" (CUDA, then Apple's MPS, then the CPU) or a torch device.
+        dtype: of the U-Net: "fp32", "bf16", "fp16", or "auto": fp16 on a GPU, bf16 on a CPU that has it in hardware.
+            Text encoder and autoencoder run in fp32 on the CPU, where they cost little, and in the U-Net's on a GPU.
+
+    Raises:
+        InputError: a `ValueError`, for an unknown model, device or dtype.
+        DataError: a weight file is missing or damaged.
+    """
+    folder = model_folder(model)
+    target = resolve_device(device)
+    if dtype not in get_args(DtypeName):
+        raise InputError("dtype", dtype, f"be one of {', '.join(get_args(DtypeName))}")
+    unet_dtype = _DTYPES.get(dtype) or _best_dtype(target)
+    others = torch.float32 if target.type == "cpu" else unet_dtype
+    pipeline = LatentShiftPipeline.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
+    return pipeline.to(target)
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model named in `MODELS`, or `model` itself where it is a pipeline folder."""
+    if model in MODELS:
+        return Path(str(importlib.resources.files("latent_shift"))) / "weights" / model
+    if (Path(model) / "model_index.json").is_file():
+        return Path(model)
+    raise InputError("model", model, f"be one of {', '.join(MODELS)} or a folder with a model_index.json")
+
+
+def resolve_device(device: str) -> torch.device:
+    """A torch device by name; "auto" takes the fastest there is."""
+    if device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError("device", device, "be auto, cpu, cuda, cuda:N or mps, and be present") from error
+    return found
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cpu":
+        return torch.float16
+    mkldnn: Any = torch.ops.mkldnn
+    fast = torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

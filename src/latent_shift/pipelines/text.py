@@ -1,0 +1,41 @@
+"""Captions to text features, for the text encoders that the models come with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def encode_text(
+    tokenizer: Any, text_encoder: Any, captions: Sequence[str], max_tokens: int, mask_padding: bool
+) -> Float[Tensor, "captions tokens width"]:
+    """Token features of captions, padded to `max_tokens`.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text_encoder: a transformers encoder; runs on its own device, without dropout.
+        captions: what to encode; an empty one is the unconditional caption.
+        max_tokens: longer captions are cut, with a warning that shows what was lost.
+        mask_padding: True hides padding from the encoder and zeroes its features (sentence encoders such as MiniLM);
+            False lets padding attend (CLIP, and LDM's BERT, which were trained so).
+    """
+    tokens = tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    for caption in captions:
+        length = len(tokenizer(caption, truncation=False)["input_ids"])
+        if length > max_tokens:
+            logger.warning("prompt of %d tokens is cut to %d: %r", length, max_tokens, caption)
+    device = text_encoder.device
+    input_ids = tokens.input_ids.to(device)
+    mask = tokens.attention_mask.to(device) if mask_padding else None
+    with torch.no_grad():
+        features: Tensor = text_encoder(input_ids, attention_mask=mask)[0]
+    return features if mask is None else features * mask[:, :, None].to(features.dtype)

@@ -1,0 +1,120 @@
+"""Stage 1: the autoencoder learns pictures (Sec. 3.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_shift.core.files import atomic_path, write_json
+from latent_shift.core.seeding import derive_seed
+from latent_shift.data import CaptionedVideoFolder, ClipCache, SampleOrder, open_or_build_cache
+from latent_shift.media import contact_sheet, write_video
+from latent_shift.models import PatchAutoencoderKL
+
+from .config import Recipe
+from .sources import select_records
+
+_UNSEEN_EVERY = 50
+"""One record in so many is kept out of this stage to measure on."""
+
+
+class AutoencoderStage:
+    """Reconstruction of random crops of single frames: L1, L1 of image gradients, KL."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
+        folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
+        records = select_records(folder, recipe)
+        seen = [record for index, record in enumerate(records) if index % _UNSEEN_EVERY]
+        unseen = [record for index, record in enumerate(records) if not index % _UNSEEN_EVERY]
+        self._recipe, self._device = recipe, device
+        self._cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
+        self._unseen = torch.from_numpy(np.array(_pixel_cache(recipe, folder, unseen, 1).frames))
+        groups = [record.metadata.get(recipe.data.balance_by, record.index) for record in seen]
+        self._order = SampleOrder([str(group) for group in groups], recipe.seed)
+        torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
+        self.network = PatchAutoencoderKL(**recipe.model.arguments).to(device)
+        rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
+        picks = rng.choice(len(self._cache.frames), size=min(512, len(self._cache.frames)), replace=False)
+        self.network.initialize_linear(_to_pictures(self._cache.frames[np.sort(picks)]).to(device))
+
+    def loss(self, step: int) -> Tensor:
+        """L1 + image gradients + KL of a batch of crops."""
+        options = self._recipe.autoencoder_loss
+        pictures = self._batch(step, options.crop).to(self._device)
+        posterior = self.network.encode(pictures).latent_dist
+        generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "posterior", step))
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
+        latents = posterior.mean + posterior.std * noise
+        error = self.network.decode(latents).sample.float() - pictures
+        gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        loss: Tensor = error.abs().mean() + options.gradient_weight * gradients
+        return loss + options.kl_weight * posterior.kl().float().mean()
+
+    def preview(self, folder: Path) -> None:
+        """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
+        originals, rebuilt, psnr = self._reconstruct()
+        rows = [np.concatenate([a, b], axis=1) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
+        write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1)
+        write_json(folder / "psnr.json", {"unseen_frames": len(originals), "psnr_db": round(psnr, 2)})
+
+    def export(self, folder: Path) -> None:
+        """The network, with the mean and standard deviation of its latents over the training frames."""
+        frames = self._cache.frames[:: max(1, len(self._cache.frames) // 4096)]
+        latents = torch.cat([self._encode(part) for part in np.array_split(frames, max(1, len(frames) // 64))])
+        mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+        self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        with atomic_path(folder) as temporary:
+            self.network.save_pretrained(temporary)
+            write_json(temporary / "psnr.json", {"unseen_frames": len(self._unseen), "psnr_db": self._reconstruct()[2]})
+
+    def _batch(self, step: int, crop: int) -> Tensor:
+        size = self._recipe.batch_size
+        crops = []
+        for position in range(step * size, (step + 1) * size):
+            rng = np.random.default_rng(derive_seed(self._recipe.seed, "crop", position))
+            clip = self._cache.clip(self._order.record(position))
+            frame = clip[rng.integers(len(clip))]
+            top, left = rng.integers(frame.shape[0] - crop + 1), rng.integers(frame.shape[1] - crop + 1)
+            part = frame[top : top + crop, left : left + crop]
+            crops.append(part[:, ::-1] if rng.random() < 0.5 else part)
+        return _to_pictures(np.stack(crops))
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        mean: Tensor = self.network.encode(_to_pictures(frames).to(self._device)).latent_dist.mean
+        return mean.float().cpu()
+
+    def _reconstruct(self) -> tuple[np.ndarray, np.ndarray, float]:
+        originals = self._unseen.numpy()
+        rebuilt = []
+        for part in np.array_split(originals, max(1, len(originals) // 32)):
+            pictures = self.network.decode(self._encode(part).to(self._device)).sample
+            rebuilt.append(_to_frames(pictures))
+        error = np.stack(originals).astype(np.float64) - np.concatenate(rebuilt)
+        per_frame = 10 * np.log10(255**2 / np.maximum(np.square(error).mean(axis=(1, 2, 3)), 1e-3))
+        return originals, np.concatenate(rebuilt), float(per_frame.mean())
+
+
+def _pixel_cache(recipe: Recipe, folder: CaptionedVideoFolder, records: list, max_frames: int | None) -> ClipCache:
+    return open_or_build_cache(
+        Path(recipe.data.cache),
+        folder,
+        records,
+        encode_frames=lambda frames: frames,
+        fingerprint={"kind": "pixels", "size": recipe.data.size},
+        max_frames=max_frames,
+    )
+
+
+def _to_pictures(frames: np.ndarray) -> Tensor:
+    """`(n, height, width, 3)` uint8 to `(n, 3, height, width)` float in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _to_frames(pictures: Tensor) -> np.ndarray:
+    """The inverse of `_to_pictures`, rounded and clamped."""
+    scaled = ((pictures.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,94 @@
+"""Checkpoints: safetensors and a manifest with hashes, written aside and renamed; the newest whole one is found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latent_shift.core.errors import DataError
+from latent_shift.core.files import atomic_path, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+
+
+def save_checkpoint(
+    root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes `root/step_XXXXXXXX`, whole or not at all, then removes all but the newest `keep`.
+
+    Args:
+        root: folder of the run's checkpoints.
+        step: optimiser steps done.
+        groups: named sets of tensors, one file each.
+        state: JSON values stored in the manifest.
+        keep: how many checkpoints stay.
+    """
+    place = root / f"step_{step:08d}"
+    with atomic_path(place) as temporary:
+        temporary.mkdir()
+        for name, tensors in groups.items():
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, temporary / f"{name}.safetensors")
+        hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / _MANIFEST, {"step": step, "state": dict(state), "sha256": hashes})
+    for old in _checkpoints(root)[keep:]:
+        shutil.rmtree(old)
+    return place
+
+
+def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], int] | None:
+    """The newest whole checkpoint as (tensor groups, state, step), or None where there is none.
+
+    A damaged one is reported in the log and the one before it is taken.
+
+    Raises:
+        DataError: if there are checkpoints and every one is damaged.
+    """
+    places = _checkpoints(root)
+    for place in places:
+        try:
+            manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
+            for name, digest in manifest["sha256"].items():
+                if sha256_file(place / name) != digest:
+                    raise DataError(f"{place / name} does not have the hash of its manifest")
+            groups = {name.removesuffix(".safetensors"): load_file(place / name) for name in manifest["sha256"]}
+        except (OSError, ValueError, KeyError, SafetensorError, DataError) as error:
+            logger.warning("checkpoint %s is damaged (%s); trying the one before", place.name, error)
+            continue
+        return groups, manifest["state"], manifest["step"]
+    if places:
+        raise DataError(f"every checkpoint below {root} is damaged; remove the folder to start anew")
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, `parameter_index.quantity`."""
+    return {
+        f"{index}.{name}": value
+        for index, quantities in optimizer.state_dict()["state"].items()
+        for name, value in quantities.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    return sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)

@@ -1,0 +1,160 @@
+"""What a training recipe may say. Every field has a default where one makes sense; an unknown key is an error."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from latent_shift.core.config import Config
+
+
+class DataConfig(Config):
+    """Where the clips come from and how they are drawn."""
+
+    folder: str
+    """A captioned-video folder (`metadata.jsonl` beside its files)."""
+    size: int = Field(128, ge=8)
+    """Height and width of the frames in pixels; the folder's frames must have it."""
+    num_frames: int = Field(24, ge=1)
+    """Frames of a clip in the video stage; every clip of the folder must have them."""
+    balance_by: str = ""
+    """Metadata key whose values come equally often, for example "label"; empty for each record equally often."""
+    max_frames_per_clip: int | None = Field(None, ge=1)
+    """At most so many frames of a clip, evenly spaced, in the autoencoder and image stages; none for all."""
+    cache: str = "runs/cache"
+    """Folder for encoded frames and captions; made when missing, named by content, so never stale."""
+
+
+class ModelConfig(Config):
+    """The networks: which are loaded and which are made."""
+
+    autoencoder: str = ""
+    """Folder of a trained autoencoder (image stage)."""
+    text_encoder: str = ""
+    """Folder with `text_encoder/` and `tokenizer/`, as a pipeline has them (image stage)."""
+    init: str = ""
+    """Folder of the pipeline to start from (video stage: the text-to-image model)."""
+    max_tokens: int = Field(24, ge=2)
+    """Caption length in tokens; longer captions are cut."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the network that this stage makes: `PatchAutoencoderKL` or `LatentShiftUNet`."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up, a constant part and a linear decay to zero."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decay rates."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps from zero to the peak."""
+    decay_fraction: float = Field(0.4, ge=0, le=1)
+    """Share of all steps, at the end, over which the rate falls to zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    ema_decay: float = Field(0.9995, ge=0, lt=1)
+    """The average's decay is min(ema_decay, (step + 1) / (step + 10)); the paper's is 0.9999."""
+
+
+class AutoencoderLossConfig(Config):
+    """L1 + image gradients + KL."""
+
+    gradient_weight: float = Field(1.0, ge=0)
+    """Weight of the L1 loss of horizontal and vertical differences of neighbouring pixels."""
+    kl_weight: float = Field(1e-6, ge=0)
+    """Weight of the KL divergence to a unit Gaussian, summed over a latent picture."""
+    crop: int = Field(64, ge=8)
+    """Training works on random crops of this height and width."""
+
+
+class DiffusionConfig(Config):
+    """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's."""
+
+    num_train_timesteps: int = Field(1000, ge=2)
+    """T."""
+    beta_start: float = Field(8.5e-4, gt=0)
+    """First beta; the schedule is linear in sqrt(beta), "quad" in Table 6."""
+    beta_end: float = Field(1.2e-2, gt=0, lt=1)
+    """Last beta."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the network predicts."""
+    zero_terminal_snr: bool = False
+    """Rescales the betas so that the last step is pure noise (arXiv:2305.08891); needs v_prediction."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Weights a step's loss by min(SNR, gamma) (arXiv:2303.09556); none for the paper's plain MSE."""
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of samples trained with the empty caption, for classifier-free guidance."""
+    image_share: float = Field(0.0, ge=0, le=1)
+    """Video stage: share of steps that train on still images as one-frame videos."""
+    circular_share: float = Field(0.0, ge=0, le=1)
+    """Video stage: share of video steps whose shift wraps around, for seamless loops."""
+    random_phase: bool = False
+    """Video stage: each clip starts at a random frame of its loop; only for endless loops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.zero_terminal_snr and self.prediction_type != "v_prediction":
+            raise ValueError("zero_terminal_snr needs prediction_type = 'v_prediction'")
+        return self
+
+
+class PreviewConfig(Config):
+    """Samples with fixed seeds, made by the pipeline that users run."""
+
+    every: int = Field(1000, ge=1)
+    """Steps between previews; there is one at the end, too."""
+    prompts: tuple[str, ...] = ()
+    """What is drawn; nothing is, where empty. The autoencoder stage shows reconstructions instead."""
+    num_inference_steps: int = Field(25, ge=1)
+    """Denoising steps."""
+    guidance_scale: float = Field(4.0, ge=0)
+    """Classifier-free guidance."""
+
+
+class Recipe(Config):
+    """One training run."""
+
+    stage: Literal["autoencoder", "image", "video"]
+    """Which part of the paper's road this is."""
+    output: str
+    """The run's folder: checkpoints, log, curve, previews, and the model at the end."""
+    seed: int = 0
+    """All randomness follows from it."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    """Pictures a step (autoencoder, image), or clips a step (video)."""
+    image_batch_size: int = Field(64, ge=1)
+    """Video stage: pictures in a step on still images."""
+    device: str = "auto"
+    """"auto" is CUDA where there is a GPU, else the CPU."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimiser are fp32."""
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    """Minutes between checkpoints. When they are written changes nothing in the result."""
+    log_every: int = Field(20, ge=1)
+    """Steps over which a logged loss is averaged."""
+    data: DataConfig
+    """See `DataConfig`."""
+    model: ModelConfig = ModelConfig()
+    """See `ModelConfig`."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """See `OptimizerConfig`."""
+    autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    """See `AutoencoderLossConfig`."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """See `DiffusionConfig`."""
+    preview: PreviewConfig = PreviewConfig()
+    """See `PreviewConfig`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:
+            raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
+        if self.stage == "video" and not self.model.init:
+            raise ValueError("the video stage needs model.init, a text-to-image model")
+        return self

@@ -1,0 +1,277 @@
+"""Stages 2 and 3: the U-Net learns to denoise images, then, with the temporal shift, videos (Eqs. 2 and 5)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from jaxtyping import Float
+from torch import Tensor
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.seeding import derive_seed
+from latent_shift.data import CaptionedVideo, CaptionedVideoFolder, ClipCache, SampleOrder, open_or_build_cache
+from latent_shift.media import contact_sheet, write_video
+from latent_shift.models import LatentShiftUNet
+from latent_shift.ops import Boundary
+from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.latent_shift import latent_statistics, mix_noise
+from latent_shift.pipelines.text import encode_text
+
+from .config import DiffusionConfig, Recipe
+from .sources import select_records
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimiser step learns from."""
+
+    latents: Float[Tensor, "batch channels frames height width"]
+    """Normalised clean latents u_0."""
+    text: Float[Tensor, "batch tokens width"]
+    """Text features, the empty caption's where the caption is dropped."""
+    noise: Float[Tensor, "batch channels frames height width"]
+    """Noise of unit variance."""
+    timesteps: Tensor
+    """`(batch,)`, uniform in [0, T)."""
+    boundary: Boundary | None
+    """What the shift does in this step; None in the image stage: the base model has no shift."""
+
+
+class DenoisingStage:
+    """Denoising of cached latents. The image stage sees single frames without the shift, the video stage clips with it.
+
+    A sample's caption, dropout, noise, timestep and phase follow from (seed, its position in the stream), and a
+    step's kind (clips or stills, boundary) from (seed, step), so a resumed run draws what an uninterrupted one does.
+    """
+
+    def __init__(self, recipe: Recipe, pipeline: LatentShiftPipeline, device: torch.device) -> None:
+        """Encodes the data with the frozen parts of `pipeline`, whose U-Net this stage trains."""
+        self._recipe, self._device, self.pipeline = recipe, device, pipeline
+        self.network: LatentShiftUNet = pipeline.unet.to(device=device, dtype=torch.float32)
+        self.network.train()
+        self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
+        records = select_records(folder, recipe)
+        self._cache = self._encode(folder, records)
+        lengths = np.diff(self._cache.frame_offsets)
+        self._stills = [index for index, length in enumerate(lengths) if length == 1]
+        self._clips = [index for index, length in enumerate(lengths) if length > 1]
+        self._check_lengths(lengths)
+        groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
+        self._image_records = list(range(len(records)))
+        self._image_order = SampleOrder(groups, derive_seed(recipe.seed, "images"))
+        if recipe.stage == "video":
+            self._clip_order = SampleOrder([groups[index] for index in self._clips], derive_seed(recipe.seed, "clips"))
+        self._empty = self._encode_text([""])[0]
+        mean, std = latent_statistics(pipeline.vae, torch.device("cpu"))
+        self._mean, self._std = mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
+
+    def loss(self, step: int) -> Tensor:
+        """Mean squared error of the prediction, weighted by min-SNR where the recipe says so."""
+        batch = self.batch(step)
+        schedule, timesteps = self._noise_schedule, batch.timesteps
+        noisy = schedule.add_noise(batch.latents, batch.noise, timesteps)
+        target = batch.noise
+        if schedule.config.prediction_type == "v_prediction":
+            target = schedule.get_velocity(batch.latents, batch.noise, timesteps)
+        device = self._device
+        prediction = self.network(
+            noisy.to(device), timesteps.to(device), batch.text.to(device), boundary=batch.boundary, return_dict=False
+        )[0]
+        per_clip = (prediction.float() - target.to(device)).square().mean(dim=(1, 2, 3, 4))
+        weights = min_snr_weights(schedule, timesteps, self._recipe.diffusion.min_snr_gamma)
+        return (per_clip * weights.to(device)).mean()  # type: ignore[no-any-return]
+
+    def batch(self, step: int) -> Batch:
+        """What step `step` learns from: a function of (seed, step)."""
+        recipe, options = self._recipe, self._recipe.diffusion
+        rng = np.random.default_rng(derive_seed(recipe.seed, "step", step))
+        still_step = rng.random() < options.image_share
+        circular = rng.random() < options.circular_share
+        if recipe.stage == "image":
+            return self._draw("image", step, recipe.batch_size, None)
+        if still_step:
+            return self._draw("still", step, recipe.image_batch_size, "zero")
+        return self._draw("clip", step, recipe.batch_size, "circular" if circular else "zero")
+
+    def preview(self, folder: Path) -> None:
+        """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run."""
+        options = self._recipe.preview
+        if not options.prompts:
+            return
+        video = self._recipe.stage == "video"
+        self.network.eval()
+        generators = [
+            torch.Generator().manual_seed(derive_seed(self._recipe.seed, "preview", i))
+            for i in range(len(options.prompts))
+        ]
+        self.pipeline.set_progress_bar_config(disable=True)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
+            frames = self.pipeline(
+                list(options.prompts),
+                num_frames=self._recipe.data.num_frames if video else 1,
+                num_inference_steps=options.num_inference_steps,
+                guidance_scale=options.guidance_scale,
+                boundary="zero" if video else None,
+                generator=generators,
+                output_type="np",
+            ).frames
+        self.network.train()
+        frames = (np.asarray(frames) * 255).round().astype(np.uint8)
+        if not video:
+            sheet = contact_sheet(frames[:, 0], columns=6)
+        else:
+            sheet = contact_sheet([clip[::3] for clip in frames], labels=list(options.prompts))
+            for index, clip in enumerate(frames):
+                write_video(folder / f"{index:02d}.webp", clip, self.pipeline.config.fps)
+        write_video(folder / "sheet.png", sheet[None], fps=1)
+
+    def export(self, folder: Path) -> None:
+        """The pipeline with the trained U-Net; its weights in fp16."""
+        halved = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("unet", "vae", "text_encoder")}
+        LatentShiftPipeline(**{**self.pipeline.components, **halved}, **_options(self.pipeline)).save_pretrained(folder)
+
+    def _draw(self, kind: str, step: int, size: int, boundary: Boundary | None) -> Batch:
+        noise_shared = self.network.config.noise_shared
+        latents, text, noises, timesteps = [], [], [], []
+        for position in range(step * size, (step + 1) * size):
+            seed = derive_seed(self._recipe.seed, kind, position)
+            rng = np.random.default_rng(seed)
+            record = self._record(kind, position)
+            clip = self._frames(kind, record, rng)
+            latents.append((clip - self._mean) / self._std)
+            # Every second time the plain caption, else any of its forms.
+            form = 0 if rng.random() < 0.5 else int(rng.integers(self._cache.num_captions(record)))
+            dropped = rng.random() < self._recipe.diffusion.caption_dropout
+            text.append(self._empty if dropped else self._cache.caption(record, form))
+            timesteps.append(int(rng.integers(self._noise_schedule.config.num_train_timesteps)))
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(clip.shape, generator=generator)
+            if noise_shared and clip.shape[1] > 1:
+                shared = torch.randn((clip.shape[0], 1, *clip.shape[2:]), generator=generator)
+                noise = mix_noise(noise, shared, noise_shared)
+            noises.append(noise)
+        padded = _pad_tokens(text, self.pipeline.max_prompt_tokens)
+        return Batch(torch.stack(latents), padded, torch.stack(noises), torch.tensor(timesteps), boundary)
+
+    def _record(self, kind: str, position: int) -> int:
+        if kind == "clip":
+            return self._clips[self._clip_order.record(position)]
+        return self._image_records[self._image_order.record(position)]
+
+    def _frames(
+        self, kind: str, record: int, rng: np.random.Generator
+    ) -> Float[Tensor, "channels frames height width"]:
+        clip = self._cache.clip(record)
+        if kind != "clip":
+            clip = clip[[rng.integers(len(clip))]]
+        elif self._recipe.diffusion.random_phase:
+            clip = np.roll(clip, int(rng.integers(len(clip))), axis=0)
+        return torch.from_numpy(np.array(clip, dtype=np.float32)).transpose(0, 1)
+
+    def _encode(self, folder: CaptionedVideoFolder, records: Sequence[CaptionedVideo]) -> ClipCache:
+        recipe, vae = self._recipe, self.pipeline.vae.to(self._device)
+
+        @torch.no_grad()
+        def encode_frames(frames: np.ndarray) -> np.ndarray:
+            pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1
+            return vae.encode(pictures).latent_dist.mean.cpu().numpy().astype(np.float16)
+
+        return open_or_build_cache(
+            Path(recipe.data.cache),
+            folder,
+            records,
+            encode_frames=encode_frames,
+            encode_text=self._encode_text,
+            fingerprint={
+                "kind": "latents",
+                "autoencoder": _weights_hash(vae),
+                "text_encoder": _weights_hash(self.pipeline.text_encoder),
+                "max_tokens": self.pipeline.max_prompt_tokens,
+                "size": recipe.data.size,
+            },
+            max_frames=recipe.data.max_frames_per_clip if recipe.stage == "image" else None,
+        )
+
+    def _encode_text(self, captions: Sequence[str]) -> list[np.ndarray]:
+        pipeline = self.pipeline
+        features = encode_text(
+            pipeline.tokenizer,
+            pipeline.text_encoder,
+            captions,
+            pipeline.max_prompt_tokens,
+            pipeline.config.mask_padding,
+        )
+        rows = features.float().cpu().numpy().astype(np.float16)
+        kept = np.abs(rows).sum(axis=2) > 0
+        return [row[: int(mask.nonzero()[0].max()) + 1] for row, mask in zip(rows, kept, strict=True)]
+
+    def _check_lengths(self, lengths: np.ndarray) -> None:
+        if self._recipe.stage != "video":
+            return
+        wanted = self._recipe.data.num_frames
+        wrong = sorted({int(length) for length in lengths if length not in (1, wanted)})
+        if wrong:
+            raise InputError("data.num_frames", wanted, f"be the frames of every clip; the folder has {wrong[:5]}")
+        if not self._clips:
+            raise InputError("data.folder", self._recipe.data.folder, "have clips of more than one frame")
+
+
+def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
+    """The noise process of a recipe; the defaults are the paper's (Table 6, "quad" = `scaled_linear`)."""
+    return DDPMScheduler(
+        num_train_timesteps=options.num_train_timesteps,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type=options.prediction_type,
+        rescale_betas_zero_snr=options.zero_terminal_snr,
+        clip_sample=False,
+        timestep_spacing="trailing" if options.zero_terminal_snr else "linspace",
+    )
+
+
+def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float | None) -> Float[Tensor, " batch"]:
+    """min(SNR, gamma) as a weight of the loss on x_0, expressed for the network's target (arXiv:2303.09556).
+
+    With None every step weighs 1, as in the paper.
+    """
+    if gamma is None:
+        return torch.ones(len(timesteps))
+    snr = compute_snr(schedule, timesteps)
+    clipped = snr.clamp(max=gamma)
+    if schedule.config.prediction_type == "v_prediction":
+        return clipped / (snr + 1)
+    return clipped / snr
+
+
+def _options(pipeline: LatentShiftPipeline) -> dict[str, Any]:
+    """The pipeline's own settings, without its parts."""
+    accepted = inspect.signature(LatentShiftPipeline.__init__).parameters
+    return {name: pipeline.config[name] for name in accepted if name not in pipeline.components and name != "self"}
+
+
+def _weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's weights: what a cache of its outputs depends on."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pad_tokens(rows: Sequence[np.ndarray], length: int) -> Float[Tensor, "batch tokens width"]:
+    padded = np.zeros((len(rows), length, rows[0].shape[1]), dtype=np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,21 @@
+"""Which records a stage may see."""
+
+from __future__ import annotations
+
+from latent_shift.core.errors import InputError
+from latent_shift.data import CaptionedVideo, CaptionedVideoFolder, stage_records, verify_heldout
+
+from .config import Recipe
+
+
+def select_records(folder: CaptionedVideoFolder, recipe: Recipe) -> list[CaptionedVideo]:
+    """The records of `folder` that the recipe's stage may see, by the folder's held-out list.
+
+    Raises:
+        InputError: the folder carries a held-out list that this version does not know, or nothing is left.
+    """
+    verify_heldout(folder.manifest, folder.path)
+    records = stage_records(folder, recipe.stage)
+    if not records:
+        raise InputError("data.folder", recipe.data.folder, f"have records for the {recipe.stage} stage")
+    return records
