@@ -15,6 +15,7 @@ from latent_shift.core.shapes import check_at_least
 if TYPE_CHECKING:
     from latent_shift import LatentShiftPipeline
 
+
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="One or several sentences.", show_default=False)] = None,
     output: Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from latent_shift.core.errors import DataError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.media import Frames, loop_frame_indices, resize_frames, write_video
 
 _FAILURES = (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -100,15 +100,17 @@ def make_picture(job: PictureJob) -> str | None:
         Why the source cannot be read; None if all is well.
 
     Raises:
-        DataError: the decoder is wrong.
-        InputError: the target cannot be written.
+        DataError: the decoder is wrong, or the target cannot be written.
     """
     try:
         frames = decode_loop(job.content, job.num_frames, job.name)
     except UnreadablePictureError as error:
         return str(error)
     frames = resize_frames(frames, job.size, background=_WHITE)
-    write_video(job.target, frames, job.fps, lossless=True)
+    try:
+        write_video(job.target, frames, job.fps, lossless=True)
+    except InputError as error:
+        raise DataError(str(error)) from None  # unlike InputError, it can be sent to the parent process
     return None
 
 

@@ -116,8 +116,9 @@ def count_labels(emoji: Iterable[Emoji]) -> dict[str, int]:
 def make_captions(emoji: Emoji, tags: Sequence[str], labels_of_tag: Mapping[str, int]) -> list[str]:
     """Up to six captions: the label; the label with one, two, three tags; at most two tags without the label.
 
-    The order of tags is drawn by hash for each emoji and form, so that the skin tones of a label differ. Only a tag of
-    at most three labels stands alone: "animal" says too little.
+    Tags made of the label's own words say nothing new and are not used. The order of tags is drawn by hash for each
+    emoji and form, so that the skin tones of a label differ. Only a tag of at most three labels stands alone: "animal"
+    says too little.
 
     Args:
         emoji: what the picture shows.
@@ -129,11 +130,17 @@ def make_captions(emoji: Emoji, tags: Sequence[str], labels_of_tag: Mapping[str,
     """
     tone = tone_phrase(emoji.tones)
     label = ", ".join(part for part in (natural_label(emoji.label), tone) if part)
+    known = set(_words(emoji.label))
+    new = [tag for tag in tags if not set(_words(tag)) <= known]
     captions = [label]
-    for count in range(1, min(_MAX_TAGS, len(tags)) + 1):
-        order = sorted(tags, key=lambda tag, count=count: hash_fraction("caption", emoji.hexcode, count, tag))  # type: ignore[misc]
-        captions.append(", ".join([label, *order[:count]]))
-    alone = [tag for tag in tags if labels_of_tag.get(tag, 0) <= _LONE_TAG_LABELS and re.search(r"\w{3}", tag)]
+    for count in range(1, min(_MAX_TAGS, len(new)) + 1):
+        by_hash = sorted((hash_fraction("caption", emoji.hexcode, count, tag), tag) for tag in new)
+        captions.append(", ".join([label, *(tag for _, tag in by_hash[:count])]))
+    alone = [tag for tag in new if labels_of_tag.get(tag, 0) <= _LONE_TAG_LABELS and re.search(r"\w{3}", tag)]
     alone.sort(key=lambda tag: hash_fraction("alone", emoji.hexcode, tag))
     captions += [", ".join(part for part in (tag, tone) if part) for tag in alone[:2]]
     return list(dict.fromkeys(captions))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())

@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def build_emoji(
         InputError: `output` holds something else or cannot be written, or a package is not in `packages`.
         DataError: a package could not be fetched or is not the pinned one, or animated WebP cannot be decoded here.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or _no_progress
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     if workers < 1:
         raise InputError("workers", workers, "be at least 1")
@@ -101,7 +103,7 @@ def build_emoji(
 
 def list_labels(packages: Path) -> list[LabelInfo]:
     """What the packages in a folder hold, by label: the ground of the held-out list."""
-    source = EmojiSource(_locate(packages, packages, lambda what, done, total: None))
+    source = EmojiSource(_locate(packages, packages, _no_progress))
     pictures: dict[str, list[EmojiPicture]] = defaultdict(list)
     for picture in source.pictures():
         if picture is not None:
@@ -113,6 +115,10 @@ def list_labels(packages: Path) -> list[LabelInfo]:
         tones = sorted({emoji.tones[0] for emoji in moving if len(emoji.tones) == 1})
         labels.append(LabelInfo(label, plain[label].hexcode, plain[label].tags, bool(moving), tuple(tones)))
     return labels
+
+
+def _no_progress(_what: str, _done: int, _total: int) -> None:
+    pass
 
 
 def _recipe(heldout: HeldOut) -> dict[str, Any]:
@@ -151,16 +157,13 @@ def _prepare(output: Path, recipe: Mapping[str, Any]) -> None:
     """Makes the folder ready: the pictures that an interrupted build of the same recipe left stay, older ones go."""
     if output.exists() and not output.is_dir():
         raise InputError("output", str(output), "be a folder")
+    before = _read_build(output)
     names = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.is_dir() else set()
-    if names and (names - _MADE_HERE or _BUILD_FILE not in names):
+    if names and (names - _MADE_HERE or not before):
         other = min(names - _MADE_HERE or names)
         raise InputError("output", str(output), f"be empty or begun by this command; it has {other}")
     for name in (MANIFEST_FILE, METADATA_FILE):
         (output / name).unlink(missing_ok=True)
-    try:
-        before = json.loads((output / _BUILD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
     same = all(before.get(key) == recipe[key] for key in ("packages", "pictures"))
     for folder in (output / "clips", output / "stills"):
         if not same:
@@ -168,6 +171,16 @@ def _prepare(output: Path, recipe: Mapping[str, Any]) -> None:
         for half_written in folder.glob(".*"):
             shutil.rmtree(half_written, ignore_errors=True)
     write_json(output / _BUILD_FILE, recipe)
+
+
+def _read_build(output: Path) -> dict[str, Any]:
+    """The recipe of the build that was begun in a folder; empty where none was."""
+    try:
+        before = json.loads((output / _BUILD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(before, dict) and {"packages", "pictures", "captions"} <= before.keys()
+    return before if ours else {}
 
 
 def _locate(packages: Path | None, fetched: Path, report: Progress) -> dict[NpmPackage, PackageSource]:
@@ -218,8 +231,8 @@ def _run(jobs: Iterable[PictureJob], workers: int) -> list[tuple[str, str]]:
                 if reason is not None:
                     failed.append((name, reason))
 
-    context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for job in jobs:
             names[pool.submit(make_picture, job)] = job.name
@@ -228,6 +241,19 @@ def _run(jobs: Iterable[PictureJob], workers: int) -> list[tuple[str, str]]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return failed
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends with it even where it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _record(picture: EmojiPicture, heldout: HeldOut, labels_of_tag: Mapping[str, int]) -> dict[str, Any]:

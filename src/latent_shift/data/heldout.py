@@ -2,10 +2,10 @@
 
 The rule (`h` is `core.seeding.hash_fraction`; a label is emojibase's English one, without skin tone):
 
-families      Labels that differ only by words of gender or number (man, women, person, boy, ...), or by a mirrored side,
+families      Labels that differ only by words of gender or number (man, women, person, boy, ...) or by a mirrored side
               are one family (`family_of`). Of the families with a clip, those with `h("family", name) < 0.08` are held
-              out: no clip of theirs is seen in the video stage, and in the image and autoencoder stages one still alone:
-              of the label with the smallest `h("still", label)` among those with a clip, its picture without skin tone.
+              out: no clip of theirs is seen in the video stage, and in the image and autoencoder stages only one
+              still: of the label with the smallest `h("still", label)` among those with a clip, without skin tone.
 pairs         Of the pairs (label, single skin tone) with a clip, those with `h("pair", label, tone) < 0.08` are never
               seen, neither clip nor still. Labels of held-out families do not count.
 paraphrases   Every other label with at least two tags loses one: the tag with the smallest `h("tag", family, tag)`
@@ -44,9 +44,10 @@ _LIST = Path(__file__).with_name("emoji_heldout.json")
 _LABELS = Path(__file__).with_name("emoji_labels.json")
 
 _GENDER = frozenset(
-    "man men woman women person people male female boy boys girl girls mr mrs mx and".split()
+    ("man", "men", "woman", "women", "person", "people", "male", "female", "boy", "boys", "girl", "girls")
+    + ("mr", "mrs", "mx", "and")
 )
-_TONE_WORDS = frozenset("light medium dark skin tone tones".split())
+_TONE_WORDS = frozenset(("light", "medium", "dark", "skin", "tone", "tones"))
 _SIDES = {"left": "sideways", "right": "sideways", "leftwards": "sideways", "rightwards": "sideways"}
 _SAME = {
     "boy": "child",
@@ -60,9 +61,9 @@ _SAME = {
     "person with crown": "prince",
     "mermaid": "merperson",
     "merman": "merperson",
-    "santa claus": "claus",
-    "mrs. claus": "claus",
-    "mx claus": "claus",
+    "santa claus": "claus",  # codespell:ignore claus
+    "mrs. claus": "claus",  # codespell:ignore claus
+    "mx claus": "claus",  # codespell:ignore claus
 }
 
 
@@ -162,7 +163,7 @@ def verify_heldout(manifest: Mapping[str, Any] | None, folder: str | Path) -> No
         raise InputError("data", f"{folder}: {found[0]} ({str(found[1])[:12]})", expected)
 
 
-def stage_records(records: Iterable[CaptionedVideo], stage: Stage) -> list[CaptionedVideo]:
+def stage_records(records: Iterable[CaptionedVideo], stage: Stage | str) -> list[CaptionedVideo]:
     """The records that a training stage may see.
 
     Args:
@@ -179,7 +180,7 @@ def stage_records(records: Iterable[CaptionedVideo], stage: Stage) -> list[Capti
     return [record for record in records if _may_be_seen(record.metadata, stage, heldout)]
 
 
-def _may_be_seen(metadata: Mapping[str, Any], stage: Stage, heldout: HeldOut) -> bool:
+def _may_be_seen(metadata: Mapping[str, Any], stage: str, heldout: HeldOut) -> bool:
     if "hexcode" not in metadata:
         return True
     label, tone = metadata["label"], metadata.get("tone")

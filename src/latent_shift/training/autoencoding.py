@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
-from latent_shift.core.seeding import derive_seed
-from latent_shift.data import CaptionedVideoFolder, ClipCache, SampleOrder, open_or_build_cache
+from latent_shift.core.seeding import derive_seed, hash_fraction
+from latent_shift.data.cache import ClipCache, open_or_build_cache
+from latent_shift.data.order import SampleOrder
+from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
 from .sources import select_records
 
-_UNSEEN_EVERY = 50
-"""One record in so many is kept out of this stage to measure on."""
+_UNSEEN_SHARE = 0.02
+"""Share of the groups (of labels, say) that this stage keeps out to measure on."""
 
 
 class AutoencoderStage:
@@ -28,13 +33,17 @@ class AutoencoderStage:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
         folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
         records = select_records(folder, recipe)
-        seen = [record for index, record in enumerate(records) if index % _UNSEEN_EVERY]
-        unseen = [record for index, record in enumerate(records) if not index % _UNSEEN_EVERY]
+        groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
+        kept_out = _unseen(groups)
+        seen = list(itertools.compress(records, [not out for out in kept_out]))
+        unseen = list(itertools.compress(records, kept_out))
+        if not seen:
+            raise InputError("data.folder", recipe.data.folder, "have at least two different labels or records")
         self._recipe, self._device = recipe, device
         self._cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
         self._unseen = torch.from_numpy(np.array(_pixel_cache(recipe, folder, unseen, 1).frames))
-        groups = [record.metadata.get(recipe.data.balance_by, record.index) for record in seen]
-        self._order = SampleOrder([str(group) for group in groups], recipe.seed)
+        seen_groups = [group for group, out in zip(groups, kept_out, strict=True) if not out]
+        self._order = SampleOrder(seen_groups, recipe.seed)
         torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
         self.network = PatchAutoencoderKL(**recipe.model.arguments).to(device)
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
@@ -98,7 +107,16 @@ class AutoencoderStage:
         return originals, np.concatenate(rebuilt), float(per_frame.mean())
 
 
-def _pixel_cache(recipe: Recipe, folder: CaptionedVideoFolder, records: list, max_frames: int | None) -> ClipCache:
+def _unseen(groups: Sequence[str]) -> list[bool]:
+    """Which records are kept out: those of a share of the groups, at least one, picked by hash."""
+    fractions = {group: hash_fraction("unseen", group) for group in groups}
+    limit = max(_UNSEEN_SHARE, min(fractions.values()))
+    return [fractions[group] <= limit for group in groups]
+
+
+def _pixel_cache(
+    recipe: Recipe, folder: CaptionedVideoFolder, records: Sequence[CaptionedVideo], max_frames: int | None
+) -> ClipCache:
     return open_or_build_cache(
         Path(recipe.data.cache),
         folder,

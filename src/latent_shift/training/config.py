@@ -89,7 +89,8 @@ class DiffusionConfig(Config):
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples trained with the empty caption, for classifier-free guidance."""
     image_share: float = Field(0.0, ge=0, le=1)
-    """Video stage: share of steps that train on still images as one-frame videos."""
+    """Share of steps that train on still pictures: in the video stage as one-frame videos; in the image stage the other
+    steps see single frames of clips. Data without stills, or without clips, has no choice."""
     circular_share: float = Field(0.0, ge=0, le=1)
     """Video stage: share of video steps whose shift wraps around, for seamless loops."""
     random_phase: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from latent_shift.core.errors import InputError
 from latent_shift.core.seeding import derive_seed
-from latent_shift.data import CaptionedVideo, CaptionedVideoFolder, ClipCache, SampleOrder, open_or_build_cache
+from latent_shift.data.cache import ClipCache, open_or_build_cache
+from latent_shift.data.order import SampleOrder
+from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import LatentShiftUNet
 from latent_shift.ops import Boundary
@@ -68,10 +71,11 @@ class DenoisingStage:
         self._clips = [index for index, length in enumerate(lengths) if length > 1]
         self._check_lengths(lengths)
         groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
-        self._image_records = list(range(len(records)))
-        self._image_order = SampleOrder(groups, derive_seed(recipe.seed, "images"))
-        if recipe.stage == "video":
-            self._clip_order = SampleOrder([groups[index] for index in self._clips], derive_seed(recipe.seed, "clips"))
+        self._orders = {
+            name: SampleOrder([groups[index] for index in indices], derive_seed(recipe.seed, name))
+            for name, indices in (("stills", self._stills), ("clips", self._clips))
+            if indices
+        }
         self._empty = self._encode_text([""])[0]
         mean, std = latent_statistics(pipeline.vae, torch.device("cpu"))
         self._mean, self._std = mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
@@ -95,14 +99,19 @@ class DenoisingStage:
     def batch(self, step: int) -> Batch:
         """What step `step` learns from: a function of (seed, step)."""
         recipe, options = self._recipe, self._recipe.diffusion
-        rng = np.random.default_rng(derive_seed(recipe.seed, "step", step))
-        still_step = rng.random() < options.image_share
-        circular = rng.random() < options.circular_share
+        share = options.image_share if len(self._orders) == 2 else float("stills" in self._orders)
+        # Steps on stills are spread evenly; each kind of step counts on its own, so that no sample is passed over.
+        stills_before = math.floor(step * share)
+        if math.floor((step + 1) * share) > stills_before:
+            if recipe.stage == "image":
+                return self._draw("still", stills_before, recipe.batch_size, None)
+            return self._draw("still", stills_before, recipe.image_batch_size, "zero")
+        others_before = step - stills_before
         if recipe.stage == "image":
-            return self._draw("image", step, recipe.batch_size, None)
-        if still_step:
-            return self._draw("still", step, recipe.image_batch_size, "zero")
-        return self._draw("clip", step, recipe.batch_size, "circular" if circular else "zero")
+            return self._draw("frame", others_before, recipe.batch_size, None)
+        rng = np.random.default_rng(derive_seed(recipe.seed, "boundary", others_before))
+        circular = rng.random() < options.circular_share
+        return self._draw("clip", others_before, recipe.batch_size, "circular" if circular else "zero")
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run."""
@@ -141,10 +150,11 @@ class DenoisingStage:
         halved = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("unet", "vae", "text_encoder")}
         LatentShiftPipeline(**{**self.pipeline.components, **halved}, **_options(self.pipeline)).save_pretrained(folder)
 
-    def _draw(self, kind: str, step: int, size: int, boundary: Boundary | None) -> Batch:
+    def _draw(self, kind: str, number: int, size: int, boundary: Boundary | None) -> Batch:
+        """Batch `number` of its kind ("still", "frame" of a clip, "clip"), counted from 0."""
         noise_shared = self.network.config.noise_shared
-        latents, text, noises, timesteps = [], [], [], []
-        for position in range(step * size, (step + 1) * size):
+        latents, text, noises = [], [], []
+        for position in range(number * size, (number + 1) * size):
             seed = derive_seed(self._recipe.seed, kind, position)
             rng = np.random.default_rng(seed)
             record = self._record(kind, position)
@@ -154,7 +164,6 @@ class DenoisingStage:
             form = 0 if rng.random() < 0.5 else int(rng.integers(self._cache.num_captions(record)))
             dropped = rng.random() < self._recipe.diffusion.caption_dropout
             text.append(self._empty if dropped else self._cache.caption(record, form))
-            timesteps.append(int(rng.integers(self._noise_schedule.config.num_train_timesteps)))
             generator = torch.Generator().manual_seed(seed)
             noise = torch.randn(clip.shape, generator=generator)
             if noise_shared and clip.shape[1] > 1:
@@ -162,12 +171,17 @@ class DenoisingStage:
                 noise = mix_noise(noise, shared, noise_shared)
             noises.append(noise)
         padded = _pad_tokens(text, self.pipeline.max_prompt_tokens)
-        return Batch(torch.stack(latents), padded, torch.stack(noises), torch.tensor(timesteps), boundary)
+        timesteps = self._timesteps(derive_seed(self._recipe.seed, kind, "timesteps", number), size)
+        return Batch(torch.stack(latents), padded, torch.stack(noises), timesteps, boundary)
+
+    def _timesteps(self, seed: int, size: int) -> Tensor:
+        """Uniform in [0, T), and spread evenly over a batch, for less variance (arXiv:2107.00630, App. I.1)."""
+        spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
+        return torch.from_numpy((spread * self._noise_schedule.config.num_train_timesteps).astype(np.int64))
 
     def _record(self, kind: str, position: int) -> int:
-        if kind == "clip":
-            return self._clips[self._clip_order.record(position)]
-        return self._image_records[self._image_order.record(position)]
+        name, indices = ("stills", self._stills) if kind == "still" else ("clips", self._clips)
+        return indices[self._orders[name].record(position)]
 
     def _frames(
         self, kind: str, record: int, rng: np.random.Generator

@@ -38,7 +38,7 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
     """
     output = Path(recipe.output)
     _claim(output, recipe)
-    if (output / "done.json").exists():
+    if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
         logger.info("%s is complete", output)
         return output / "model"
     device = resolve_device(recipe.device)
@@ -48,11 +48,14 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
 
 
 def _claim(output: Path, recipe: Recipe) -> None:
-    """Saves the recipe in the run's folder; refuses a folder whose recipe would give another model."""
+    """Saves the recipe in the run's folder; refuses a folder that holds a run with other settings.
+
+    More or fewer steps may be asked for later: the learning rate then decays towards the new end.
+    """
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
     if place.exists():
         before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
-        free = {"device", "checkpoint_minutes", "preview"}
+        free = {"device", "checkpoint_minutes", "preview", "steps"}
         changed = sorted(key for key in resolved if key not in free and before.get(key) != resolved[key])
         if changed:
             raise InputError("output", recipe.output, f"be a new folder: it holds a run with another {changed[0]!r}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from latent_shift.core.errors import InputError
-from latent_shift.data import CaptionedVideo, CaptionedVideoFolder, stage_records, verify_heldout
+from latent_shift.data.heldout import stage_records, verify_heldout
+from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
 
 from .config import Recipe
 
