@@ -50,7 +50,8 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A typo in a required key gives two errors; the one that names the typo comes first.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_keys(cls, first["loc"][:-1])
@@ -60,7 +61,11 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
         if first["type"] == "missing":
             raise InputError(key, None, "be given") from error
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(key, first["input"], f"be valid ({message})") from error
+        value = first["input"]
+        if not key:  # a check of several keys together
+            key = cls.__name__.lower()
+            value = {name: item for name, item in value.items() if not isinstance(item, dict)}
+        raise InputError(key, value, f"be valid ({message})") from error
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

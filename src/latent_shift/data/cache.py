@@ -91,9 +91,7 @@ def open_or_build_cache(
         DataError: a file cannot be read, or a cache on disk is damaged.
     """
     key = {
-        "records": [
-            [record.path.name, record.path.stat().st_size, list(record.captions)] for record in records
-        ],
+        "records": [[record.path.name, record.path.stat().st_size, list(record.captions)] for record in records],
         "fingerprint": dict(fingerprint),
         "max_frames": max_frames,
     }
@@ -103,12 +101,14 @@ def open_or_build_cache(
         logger.info("building the cache %s", place.name)
         _build(place, folder, records, encode_frames, encode_text, max_frames, progress)
         write_json(place / "cache.json", {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records)})
-    if json.loads((place / "cache.json").read_text())["sha256"] != digest:
-        raise DataError(f"cache {place} was made of other data; remove it")
     try:
+        made_of = json.loads((place / "cache.json").read_text(encoding="utf-8"))["sha256"]
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    except (OSError, ValueError) as error:
+        lengths = {name: len(arrays[name]) - int(arrays[f"{name[:-1]}_offsets"][-1]) for name in ("frames", "tokens")}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
         raise DataError(f"cache {place} is damaged ({error}); remove it") from error
+    if made_of != digest or any(lengths.values()):
+        raise DataError(f"cache {place} was made of other data; remove it")
     return ClipCache(**arrays)
 
 
@@ -121,7 +121,7 @@ def _build(
     max_frames: int | None,
     progress: Progress | None,
 ) -> None:
-    report = progress or (lambda what, done, total: None)
+    report = progress or (lambda *_: None)
     frames: list[Array] = []
     for number, record in enumerate(records):
         clip = folder.read(record.index).frames
@@ -132,10 +132,14 @@ def _build(
     captions = [caption for record in records for caption in record.captions]
     tokens: list[Array] = [np.zeros((0, 1), dtype=np.float16)]
     if encode_text is not None:
-        tokens = []
-        for start in range(0, len(captions), 256):
-            tokens.extend(encode_text(captions[start : start + 256]))
-            report("captions", min(start + 256, len(captions)), len(captions))
+        tokens = tokens * len(captions)
+        # Captions of like length together: less padding to encode.
+        order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
+        for start in range(0, len(order), 256):
+            part = order[start : start + 256]
+            for index, features in zip(part, encode_text([captions[index] for index in part]), strict=True):
+                tokens[index] = features
+            report("captions", start + len(part), len(captions))
     with atomic_path(place) as temporary:
         temporary.mkdir()
         np.save(temporary / "frames.npy", np.concatenate(frames))

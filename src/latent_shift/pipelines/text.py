@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ def encode_text(
         mask_padding: True hides padding from the encoder and zeroes its features (sentence encoders such as MiniLM);
             False lets padding attend (CLIP, and LDM's BERT, which were trained so).
     """
-    tokens = tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt"
-    )
+    # Hidden padding changes nothing, so it is added after the encoder and not before.
+    padding = "longest" if mask_padding else "max_length"
+    tokens = tokenizer(list(captions), padding=padding, truncation=True, max_length=max_tokens, return_tensors="pt")
     for caption in captions:
         length = len(tokenizer(caption, truncation=False)["input_ids"])
         if length > max_tokens:
@@ -38,4 +39,6 @@ def encode_text(
     mask = tokens.attention_mask.to(device) if mask_padding else None
     with torch.no_grad():
         features: Tensor = text_encoder(input_ids, attention_mask=mask)[0]
-    return features if mask is None else features * mask[:, :, None].to(features.dtype)
+    if mask is None:
+        return features
+    return F.pad(features * mask[:, :, None].to(features.dtype), (0, 0, 0, max_tokens - features.shape[1]))

@@ -20,7 +20,7 @@ from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
-from .sources import select_records
+from .sources import check_frame_size, select_records
 
 _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
@@ -60,8 +60,8 @@ class AutoencoderStage:
         latents = posterior.mean + posterior.std * noise
         error = self.network.decode(latents).sample.float() - pictures
         gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss: Tensor = error.abs().mean() + options.gradient_weight * gradients
-        return loss + options.kl_weight * posterior.kl().float().mean()
+        kl: Tensor = posterior.kl().float().mean()
+        return error.abs().mean() + options.gradient_weight * gradients + options.kl_weight * kl  # type: ignore
 
     def preview(self, folder: Path) -> None:
         """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
@@ -102,7 +102,7 @@ class AutoencoderStage:
         for part in np.array_split(originals, max(1, len(originals) // 32)):
             pictures = self.network.decode(self._encode(part).to(self._device)).sample
             rebuilt.append(_to_frames(pictures))
-        error = np.stack(originals).astype(np.float64) - np.concatenate(rebuilt)
+        error = originals.astype(np.float64) - np.concatenate(rebuilt)
         per_frame = 10 * np.log10(255**2 / np.maximum(np.square(error).mean(axis=(1, 2, 3)), 1e-3))
         return originals, np.concatenate(rebuilt), float(per_frame.mean())
 
@@ -121,7 +121,7 @@ def _pixel_cache(
         Path(recipe.data.cache),
         folder,
         records,
-        encode_frames=lambda frames: frames,
+        encode_frames=lambda frames: check_frame_size(frames, recipe),
         fingerprint={"kind": "pixels", "size": recipe.data.size},
         max_frames=max_frames,
     )

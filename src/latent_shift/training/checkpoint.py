@@ -35,6 +35,8 @@ def save_checkpoint(
         keep: how many checkpoints stay.
     """
     place = root / f"step_{step:08d}"
+    for half_written in root.glob(".step_*"):  # by a run that was killed while it wrote
+        shutil.rmtree(half_written, ignore_errors=True)
     with atomic_path(place) as temporary:
         temporary.mkdir()
         for name, tensors in groups.items():

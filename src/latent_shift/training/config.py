@@ -67,8 +67,8 @@ class AutoencoderLossConfig(Config):
     """Weight of the L1 loss of horizontal and vertical differences of neighbouring pixels."""
     kl_weight: float = Field(1e-6, ge=0)
     """Weight of the KL divergence to a unit Gaussian, summed over a latent picture."""
-    crop: int = Field(64, ge=8)
-    """Training works on random crops of this height and width."""
+    crop: int = Field(64, ge=8, multiple_of=8)
+    """Training works on random crops of this height and width; a multiple of the autoencoder's factor."""
 
 
 class DiffusionConfig(Config):
@@ -154,6 +154,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
+            raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
         if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:
             raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
         if self.stage == "video" and not self.model.init:

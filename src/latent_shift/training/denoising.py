@@ -23,7 +23,7 @@ from latent_shift.core.seeding import derive_seed
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
-from latent_shift.media import contact_sheet, write_video
+from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import LatentShiftUNet
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
@@ -31,7 +31,7 @@ from latent_shift.pipelines.latent_shift import latent_statistics, mix_noise
 from latent_shift.pipelines.text import encode_text
 
 from .config import DiffusionConfig, Recipe
-from .sources import select_records
+from .sources import check_frame_size, select_records
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class DenoisingStage:
         ]
         self.pipeline.set_progress_bar_config(disable=True)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            frames = self.pipeline(
+            output: Any = self.pipeline(
                 list(options.prompts),
                 num_frames=self._recipe.data.num_frames if video else 1,
                 num_inference_steps=options.num_inference_steps,
@@ -134,9 +134,9 @@ class DenoisingStage:
                 boundary="zero" if video else None,
                 generator=generators,
                 output_type="np",
-            ).frames
+            )
         self.network.train()
-        frames = (np.asarray(frames) * 255).round().astype(np.uint8)
+        frames: Frames = (np.asarray(output.frames) * 255).round().astype(np.uint8)
         if not video:
             sheet = contact_sheet(frames[:, 0], columns=6)
         else:
@@ -198,8 +198,10 @@ class DenoisingStage:
 
         @torch.no_grad()
         def encode_frames(frames: np.ndarray) -> np.ndarray:
+            check_frame_size(frames, recipe)
             pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1
-            return vae.encode(pictures).latent_dist.mean.cpu().numpy().astype(np.float16)
+            latents: Tensor = vae.encode(pictures).latent_dist.mean
+            return latents.cpu().numpy().astype(np.float16)
 
         return open_or_build_cache(
             Path(recipe.data.cache),
@@ -262,7 +264,7 @@ def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float | N
     """
     if gamma is None:
         return torch.ones(len(timesteps))
-    snr = compute_snr(schedule, timesteps)
+    snr: Tensor = compute_snr(schedule, timesteps)
     clipped = snr.clamp(max=gamma)
     if schedule.config.prediction_type == "v_prediction":
         return clipped / (snr + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from latent_shift.core.errors import InputError
 from latent_shift.data.heldout import stage_records, verify_heldout
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
@@ -20,3 +22,15 @@ def select_records(folder: CaptionedVideoFolder, recipe: Recipe) -> list[Caption
     if not records:
         raise InputError("data.folder", recipe.data.folder, f"have records for the {recipe.stage} stage")
     return records
+
+
+def check_frame_size(frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Returns `frames`, `(n, height, width, 3)`.
+
+    Raises:
+        InputError: they have another size than the recipe says.
+    """
+    height, width = frames.shape[1:3]
+    if (height, width) != (recipe.data.size, recipe.data.size):
+        raise InputError("data.size", recipe.data.size, f"be the size of the folder's frames ({width}x{height})")
+    return frames

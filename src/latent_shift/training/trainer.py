@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,9 @@ Progress = Callable[[int, int, float, float], None]
 class Stage(Protocol):
     """What the trainer needs of a stage. A step's randomness must be a function of (seed, step) alone."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
 
     def loss(self, step: int) -> Tensor:
         """The loss of optimiser step `step`, counted from 0."""
@@ -47,6 +49,8 @@ class Stage(Protocol):
 
 class TrainingInterrupted(LatentShiftError):
     """Ctrl-C or SIGTERM: the checkpoint is written, the same command goes on."""
+
+    exit_code = 130
 
 
 class NonFiniteLossError(LatentShiftError):
@@ -64,11 +68,11 @@ def run_stage(stage: Stage, recipe: Recipe, progress: Progress | None = None) ->
     parameters = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
     options = recipe.optimizer
     optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
+        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
     )
     ema = EMAModel(parameters, decay=options.ema_decay)
-    start, seconds = _resume(output, stage, optimizer, ema)
-    log = _TrainingLog(output / "log.jsonl", start)
+    start, state = _resume(output, stage, optimizer, ema)
+    log = _TrainingLog(output / "log.jsonl", start, state.get("losses", ()))
 
     def save(step: int, seconds: float) -> None:
         groups = {
@@ -76,13 +80,13 @@ def run_stage(stage: Stage, recipe: Recipe, progress: Progress | None = None) ->
             "ema": {str(index): tensor for index, tensor in enumerate(ema.shadow_params)},
             "optimizer": optimizer_tensors(optimizer),
         }
-        save_checkpoint(output / "checkpoints", step, groups, {"seconds": seconds})
+        save_checkpoint(output / "checkpoints", step, groups, {"seconds": seconds, "losses": log.unwritten})
 
     def preview(step: int) -> None:
         with _averaged_weights(ema, parameters), torch.no_grad():
             stage.preview(output / "previews" / f"step_{step:08d}")
 
-    clock = _Clock(seconds)
+    clock = _Clock(float(state.get("seconds", 0.0)))
     saved = started = time.monotonic()
     with _stop_signals() as stopped:
         for step in range(start, recipe.steps):
@@ -92,9 +96,9 @@ def run_stage(stage: Stage, recipe: Recipe, progress: Progress | None = None) ->
             if progress is not None:
                 left = (recipe.steps - step - 1) * (time.monotonic() - started) / (step + 1 - start)
                 progress(step + 1, recipe.steps, loss, left)
-            if (step + 1) % recipe.log_every == 0:
-                log.write(options.learning_rate * _schedule(step, recipe.steps, options))
             last = step + 1 == recipe.steps
+            if (step + 1) % recipe.log_every == 0 or last:
+                log.write(options.learning_rate * _schedule(step, recipe.steps, options))
             if stopped() or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
                 save(step + 1, clock.seconds)
                 plot_losses(output / "log.jsonl", output / "loss.png")
@@ -124,7 +128,8 @@ def _train_step(
         loss.backward()  # type: ignore[no-untyped-call]
     value = loss.item()
     if not math.isfinite(value):
-        raise NonFiniteLossError(f"the loss of step {step + 1} is {value}; lower optimizer.learning_rate")
+        hint = "start anew in another output folder with a lower optimizer.learning_rate"
+        raise NonFiniteLossError(f"the loss of step {step + 1} is {value}; {hint}")
     nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
     optimizer.step()
     return value
@@ -136,10 +141,11 @@ def _schedule(step: int, steps: int, options: OptimizerConfig) -> float:
     return min(warmup, decay, 1.0)
 
 
-def _resume(output: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel) -> tuple[int, float]:
+def _resume(output: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel) -> tuple[int, dict[str, Any]]:
+    """Steps done, and the state that the checkpoint keeps besides the tensors."""
     checkpoint = latest_checkpoint(output / "checkpoints")
     if checkpoint is None:
-        return 0, 0.0
+        return 0, {}
     groups, state, step = checkpoint
     stage.network.load_state_dict(groups["network"])
     load_optimizer_tensors(optimizer, groups["optimizer"])
@@ -147,7 +153,7 @@ def _resume(output: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: E
     ema.shadow_params = [tensor.to(shadow.device) for tensor, shadow in zip(averaged, ema.shadow_params, strict=True)]
     ema.optimization_step = step
     logger.info("going on from step %d", step)
-    return step, float(state["seconds"])
+    return step, state
 
 
 @contextlib.contextmanager
@@ -170,7 +176,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)
     finally:
@@ -192,13 +198,18 @@ class _Clock:
 class _TrainingLog:
     """Averages losses and appends them to a JSONL file, from which a resumed run first drops what it will redo."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, unwritten: Iterable[float] = ()) -> None:
         self._path = path
-        self._losses: list[float] = []
+        self._losses = list(unwritten)
         self._row: dict[str, float] = {}
         kept = [row for row in read_log(path) if row["step"] <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    @property
+    def unwritten(self) -> list[float]:
+        """Losses since the last row; a checkpoint keeps them, so that a resumed run writes the same rows."""
+        return list(self._losses)
 
     def add(self, step: int, loss: float, seconds: float) -> None:
         self._losses.append(loss)
