@@ -46,6 +46,10 @@ def main() -> None:
         _fail(error, getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         _fail("stopped", 130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's own answer to Ctrl-C
+            _fail("stopped", 130)
+        raise
 
 
 def _fail(message: object, code: int) -> None:

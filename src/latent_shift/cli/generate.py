@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least
+from latent_shift.core.shapes import check_at_least, check_divisible
 
 if TYPE_CHECKING:
     from latent_shift import LatentShiftPipeline
@@ -56,28 +57,26 @@ def generate(
     """Make clips from sentences.
 
     Examples:
-
       latent-shift generate "a waving hand" -o wave.mp4
 
       latent-shift generate "red heart" "a rocket" --loop --num-videos 2 -o clips.webp
     """
     sentences = _sentences(prompts, prompt_file)
-    places = _places(output, len(sentences) * num_videos)
     check_at_least("--num-videos", num_videos, 1)
     check_at_least("--frames", 1 if frames is None else frames, 1)
     check_at_least("--steps", 1 if steps is None else steps, 1)
-    if fps is not None and not 0 < fps <= 1000:
-        raise InputError("--fps", fps, "be above 0 and at most 1000")
+    if guidance is not None and not math.isfinite(guidance):
+        raise InputError("--guidance", guidance, "be a number")
+    if not -(2**63) <= seed < 2**63 - num_videos:
+        raise InputError("--seed", seed, "be a whole number of 64 bits")
     width, height = _parse_size(size)
-
-    from latent_shift.media import check_output_path
-
-    for place in places:
-        check_output_path(place)
+    places = _places(output, len(sentences) * num_videos)
+    _check_outputs(output, places, fps)
 
     started = time.perf_counter()
     pipeline = _load(model, device, dtype, scheduler)
     load_seconds = time.perf_counter() - started
+    _check_size(pipeline, width, height)
     options = {
         "negative_prompt": negative,
         "num_frames": frames,
@@ -116,16 +115,18 @@ def _make(
 
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    frames = np.asarray(pipeline(prompt, generator=generator, output_type="np", **options).frames)[0]
+    made: Any = pipeline(prompt, generator=generator, output_type="np", **options)
+    frames = np.asarray(made.frames)[0]
     rate = fps or pipeline.config.fps
+    guidance = options["guidance_scale"]
     settings = {
         "prompt": prompt,
         "negative_prompt": options["negative_prompt"],
         "seed": seed,
-        "model": Path(model).name,
+        "model": Path(model).absolute().name,
         "scheduler": scheduler,
         "steps": options["num_inference_steps"],
-        "guidance_scale": options["guidance_scale"] or pipeline.config.default_guidance_scale,
+        "guidance_scale": pipeline.config.default_guidance_scale if guidance is None else guidance,
         "loop": options["boundary"] == "circular",
         "version": f"latent-shift {__version__}",
     }
@@ -160,22 +161,55 @@ def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]
     sentences = list(prompts or [])
     if prompt_file is not None:
         try:
-            lines = prompt_file.read_text(encoding="utf-8").splitlines()
+            lines = prompt_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("--prompt-file", str(prompt_file), "be a text file that can be read") from error
         sentences += [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise InputError("prompt", "", "be given, as an argument or in --prompt-file")
+    for sentence in sentences:
+        if not _is_text(sentence):
+            raise InputError("prompt", sentence, "be UTF-8 text")
     return sentences
 
 
+def _is_text(sentence: str) -> bool:
+    """False for an argument whose bytes are no UTF-8: Python keeps them as lone surrogates."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _places(output: str, count: int) -> list[str]:
-    if count <= 1:
+    if count == 1:
         return [output]
     base = output.rstrip("/")
     path = Path(base)
+    if not path.name:
+        return [output]  # refused by the check of its name
     end = "/" if output != base else ""
     return [str(path.with_name(f"{path.stem}_{number:03d}{path.suffix}")) + end for number in range(count)]
+
+
+def _check_outputs(output: str, places: list[str], fps: float | None) -> None:
+    """What writing would refuse later, refused before any work."""
+    from latent_shift.media import check_output_path
+    from latent_shift.media.output import output_kind
+
+    most = 50 if output_kind(output) == ".gif" else 1000
+    if fps is not None and not 0.01 <= fps <= most:
+        raise InputError("--fps", fps, f"be from 0.01 to {most}")
+    for place in places:
+        check_output_path(place)
+
+
+def _check_size(pipeline: LatentShiftPipeline, width: int | None, height: int | None) -> None:
+    factor = pipeline.vae_scale_factor * 2**pipeline.unet.num_upsamplers
+    for value in (width, height):
+        if value is not None:
+            check_divisible("--size", value, factor)
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -44,7 +44,7 @@ def train(
     with Progress(*columns) as bar:
         task = bar.add_task("preparing", total=resolved.steps)
 
-        def show(done: int, total: int, loss: float, seconds_left: float) -> None:
+        def show(done: int, _total: int, loss: float, seconds_left: float) -> None:
             left = f"{seconds_left / 60:.0f} min left" if seconds_left >= 90 else f"{seconds_left:.0f} s left"
             bar.update(task, completed=done, description=f"loss {loss:.4f}, {left}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -54,10 +54,7 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _known_keys(cls, first["loc"][:-1])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f" (one of {', '.join(known)})"
-            raise InputError("key", key, f"be a known key{hint}") from error
+            raise unknown_key(key, _known_keys(cls, first["loc"][:-1])) from error
         if first["type"] == "missing":
             raise InputError(key, None, "be given") from error
         message = first["msg"].removeprefix("Value error, ")
@@ -66,6 +63,13 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
             key = cls.__name__.lower()
             value = {name: item for name, item in value.items() if not isinstance(item, dict)}
         raise InputError(key, value, f"be valid ({message})") from error
+
+
+def unknown_key(key: str, known: Sequence[str]) -> InputError:
+    """The error for a dotted key whose last part is none of `known`: names the nearest one, or all of them."""
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f" (one of {', '.join(known)})"
+    return InputError("key", key, f"be a known key{hint}")
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

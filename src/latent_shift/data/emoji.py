@@ -88,8 +88,9 @@ def build_emoji(
     recipe = _recipe(heldout)
     if (summary := _complete(output, recipe)) is not None:
         return summary
+    given = None if packages is None else _locate(packages, packages, report)
     _prepare(output, recipe)
-    source = EmojiSource(_locate(packages, output / _FETCHED, report))
+    source = EmojiSource(given or _locate(None, output / _FETCHED, report))
     records, broken = _make_all(source, output, workers, heldout, report)
     dropped = sorted([*source.dropped, *broken], key=lambda entry: entry.file)
     for entry in dropped:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.shapes import check_divisible
 
 _FACTOR = 8
 
@@ -53,7 +53,7 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     config_name = "config.json"
     _supports_gradient_checkpointing = False
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         in_channels: int = 3,
@@ -63,9 +63,9 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         block_out_channels: tuple[int, int] = (64, 128),
         encoder_layers: int = 1,
         decoder_layers: int = 2,
-        scaling_factor: float = 1.0,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
+        scaling_factor: float = 1.0,  # noqa: ARG002 (kept in the config, as the next two)
+        latents_mean: tuple[float, ...] | None = None,  # noqa: ARG002
+        latents_std: tuple[float, ...] | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
         quarter, eighth = block_out_channels
@@ -100,19 +100,27 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def initialize_linear(self, pictures: Float[Tensor, "batch channels height width"]) -> None:
         """Sets the linear code to the principal components of the 8x8 patches of `pictures`, in [-1, 1].
 
-        The latents then have mean 0 and variance 1 in each channel, and the mean reconstruction is optimal among
-        linear codes.
+        The latents then have mean 0 and variance 1 in each channel. No linear code reconstructs the patches better,
+        but for their mean: the decoder knows its colour and not how it varies inside a patch.
+
+        Raises:
+            InputError: a `ValueError`, if height or width is not divisible by 8.
         """
+        _check_size(pictures)
         patches = F.pixel_unshuffle(pictures.double(), _FACTOR).permute(0, 2, 3, 1).flatten(0, 2)
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
         kept = self.config.latent_channels
         directions, scales = directions[:, -kept:], variances[-kept:].clamp_min(1e-8).sqrt()
         shape = (kept, self.config.in_channels, _FACTOR, _FACTOR)
-        self.linear_encoder.weight.copy_((directions / scales).T.reshape(shape))
-        self.linear_encoder.bias.copy_(-(directions / scales).T @ mean)
-        self.linear_decoder.weight.copy_((directions * scales).T.reshape(shape))
-        self.linear_decoder.bias.copy_(mean.reshape(self.config.in_channels, -1).mean(1))
+        code = {
+            "linear_encoder.weight": (directions / scales).T.reshape(shape),
+            "linear_encoder.bias": -(directions / scales).T @ mean,
+            "linear_decoder.weight": (directions * scales).T.reshape(shape),
+            "linear_decoder.bias": mean.reshape(self.config.in_channels, -1).mean(1),
+        }
+        for name, value in code.items():
+            self.get_parameter(name).copy_(value)
 
     def encode(
         self, x: Float[Tensor, "batch channels height width"], return_dict: bool = True
@@ -122,9 +130,7 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             InputError: a `ValueError`, if height or width is not divisible by 8.
         """
-        for name, size in zip(("height", "width"), x.shape[-2:], strict=True):
-            if size % _FACTOR:
-                raise InputError(name, size, f"be a multiple of {_FACTOR}")
+        _check_size(x)
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         # The log-variance starts near that of latents with a signal-to-noise ratio of 40 dB.
         moments = torch.cat([mean + self.linear_encoder(x), log_variance - 9.0], dim=1)
@@ -144,6 +150,11 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Reconstructs pictures from a sample of their posterior."""
         posterior = self.encode(sample).latent_dist  # type: ignore[union-attr]
         return self.decode(posterior.sample(generator)).sample  # type: ignore[union-attr, no-any-return]
+
+
+def _check_size(pictures: Tensor) -> None:
+    for name, size in zip(("height", "width"), pictures.shape[-2:], strict=True):
+        check_divisible(name, size, _FACTOR)
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:

@@ -19,6 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latent_shift.core.errors import InputError
 from latent_shift.ops import Boundary, temporal_shift_folded
@@ -27,9 +28,10 @@ Placement = Literal["before_norm1", "before_conv1"]
 """Where the shift sits in the residual branch: at its entry, or after norm and SiLU (`blockres` of TSM)."""
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
+_ONLY = {"class_embed_type": None, "num_class_embeds": None, "center_input_sample": False}
 
 
-class ShiftResnetBlock2D(ResnetBlock2D):
+class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
     """A ResNet block whose residual branch sees the neighbouring frames; the shortcut does not (Fig. 3d).
 
     Made from diffusers' block by changing its class: parameters, keys and hooks stay.
@@ -38,7 +40,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):
     fold: int
     placement: Placement
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_tensor: Float[Tensor, "batch_frames in_channels height width"],
         temb: Float[Tensor, "batch_frames time_channels"],
@@ -84,7 +86,7 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
     Raises:
-        InputError: a `ValueError`, for an option out of range or a block type that the shift does not know.
+        InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
     """
 
     def __init__(
@@ -108,7 +110,11 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             shift_boundary=shift_boundary,
             noise_shared=noise_shared,
         )
-        self._prepare_blocks(shift_fold, shift_placement)
+        self._refuse_unknown_parts()
+        for module in self.modules():
+            if type(module) is ResnetBlock2D:
+                module.__class__ = ShiftResnetBlock2D
+                module.fold, module.placement = shift_fold, shift_placement
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
@@ -118,14 +124,16 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             keys |= set(inspect.signature(UNet2DConditionModel.__init__).parameters)
         return keys
 
-    def _prepare_blocks(self, fold: int, placement: Placement) -> None:
+    def _refuse_unknown_parts(self) -> None:
+        """Raises `InputError` for what `forward` would pass over in silence."""
         for block in [*self.down_blocks, self.mid_block, *self.up_blocks]:
             if type(block).__name__ not in _BLOCKS:
                 raise InputError("block type", type(block).__name__, f"be one of {', '.join(sorted(_BLOCKS))}")
-        for module in self.modules():
-            if type(module) is ResnetBlock2D:
-                module.__class__ = ShiftResnetBlock2D
-                module.fold, module.placement = fold, placement
+        for name, only in _ONLY.items():
+            if self.config[name] != only:
+                raise InputError(name, self.config[name], f"be {only}")
+        if self.config.addition_embed_type == "image_hint":
+            raise InputError("addition_embed_type", "image_hint", "be one that leaves the sample as it is")
 
     def forward(
         self,
@@ -136,7 +144,7 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         timestep_cond: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
         down_block_additional_residuals: tuple[Tensor, ...] | None = None,
         mid_block_additional_residual: Tensor | None = None,
         return_dict: bool = True,
@@ -152,7 +160,7 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             timestep_cond: as in diffusers, one row a clip.
             encoder_attention_mask: `(batch, tokens)`, 1 keeps a token.
             cross_attention_kwargs: as in diffusers.
-            added_cond_kwargs: as in diffusers (SDXL), one row a clip.
+            added_cond_kwargs: as in diffusers (SDXL, IP-Adapter), one row a clip.
             down_block_additional_residuals: ControlNet's, 5-D.
             mid_block_additional_residual: ControlNet's, 5-D.
             return_dict: whether to return `UNet2DConditionOutput` or a tuple.
@@ -168,27 +176,41 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         batch, _, num_frames, _, _ = sample.shape
         shift = cast("Boundary | None", self.config.shift_boundary if boundary == "default" else boundary)
 
-        # Time and text are one row a clip; each is repeated for the frames.
-        emb = self.time_embedding(self.get_time_embed(sample=sample, timestep=timestep), timestep_cond)
-        aug_emb = self.get_aug_embed(
-            emb=emb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs
+        # Conditions are one row a clip. They are repeated for the frames before any layer sees them, not after: matrix
+        # products round by the number of rows, and so every bit is that of the 2-D network on the same frames.
+        time, text, added, timestep_cond = (
+            _repeat(rows, num_frames)
+            for rows in (
+                self.get_time_embed(sample=sample, timestep=timestep),
+                encoder_hidden_states,
+                added_cond_kwargs,
+                timestep_cond,
+            )
         )
+        emb = self.time_embedding(time, timestep_cond)
+        aug_emb = self.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
         emb = emb if aug_emb is None else emb + aug_emb
         emb = emb if self.time_embed_act is None else self.time_embed_act(emb)
-        text = self.process_encoder_hidden_states(
-            encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs
-        )
-        emb, text = (tensor.repeat_interleave(num_frames, dim=0) for tensor in (emb, text))
+        text = self.process_encoder_hidden_states(encoder_hidden_states=text, added_cond_kwargs=added)
         attention: dict[str, Any] = {"encoder_hidden_states": text, "cross_attention_kwargs": cross_attention_kwargs}
         if encoder_attention_mask is not None:
             bias = (1 - encoder_attention_mask.to(sample.dtype)) * -10000.0
-            attention["encoder_attention_mask"] = bias.unsqueeze(1).repeat_interleave(num_frames, dim=0)
+            attention["encoder_attention_mask"] = _repeat(bias.unsqueeze(1), num_frames)
 
-        def resnet_and_attention(block: nn.Module, index: int, x: Tensor) -> Tensor:
-            x = self._run(block.resnets[index], x, emb, num_frames, shift)
-            if getattr(block, "attentions", None):
-                x = self._run(block.attentions[index], x, return_dict=False, **attention)[0]
-            return x
+        checkpointing = torch.is_grad_enabled() and self.is_gradient_checkpointing
+
+        def run_resnet(block: ShiftResnetBlock2D, x: Tensor) -> Tensor:
+            if checkpointing:
+                return cast("Tensor", checkpoint(block, x, emb, num_frames, shift, use_reentrant=False))
+            return cast("Tensor", block(x, emb, num_frames, shift))
+
+        def run_attention(block: nn.Module, x: Tensor) -> Tensor:
+            # Checkpoints its own parts.
+            return cast("Tensor", block(x, return_dict=False, **attention)[0])
+
+        def resnet_and_attention(block: Any, index: int, x: Tensor) -> Tensor:
+            x = run_resnet(block.resnets[index], x)
+            return run_attention(block.attentions[index], x) if getattr(block, "attentions", None) else x
 
         x = self.conv_in(_fold_frames(sample))
         skips = [x]
@@ -204,10 +226,9 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             skips = [skip + residual for skip, residual in zip(skips, extra, strict=True)]
 
         mid = self.mid_block
-        x = self._run(mid.resnets[0], x, emb, num_frames, shift)
+        x = run_resnet(mid.resnets[0], x)
         for attn, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
-            x = self._run(attn, x, return_dict=False, **attention)[0]
-            x = self._run(resnet, x, emb, num_frames, shift)
+            x = run_resnet(resnet, run_attention(attn, x))
         if mid_block_additional_residual is not None:
             x = x + _fold_frames(mid_block_additional_residual)
 
@@ -221,12 +242,6 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             x = self.conv_act(self.conv_norm_out(x))
         prediction = _unfold_frames(self.conv_out(x), batch)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
-
-    def _run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Calls a block, and forgets its activations until the backward pass where checkpointing is on."""
-        if torch.is_grad_enabled() and self.is_gradient_checkpointing:
-            return torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=False, **kwargs)
-        return module(*args, **kwargs)
 
     def _check_inputs(self, sample: Tensor, encoder_hidden_states: Tensor, boundary: str | None) -> None:
         if sample.ndim != 5:
@@ -250,7 +265,16 @@ def _fold_frames(
 def _unfold_frames(
     x: Float[Tensor, "batch_frames channels height width"], batch: int
 ) -> Float[Tensor, "batch channels frames height width"]:
-    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def _repeat(rows: Any, times: int) -> Any:
+    """Each row `times` times in a row; of a tensor, or of all tensors in a dict or list."""
+    if isinstance(rows, Tensor):
+        return rows.repeat_interleave(times, dim=0)
+    if isinstance(rows, dict):
+        return {name: _repeat(value, times) for name, value in rows.items()}
+    return [_repeat(value, times) for value in rows] if isinstance(rows, list) else rows
 
 
 def _check_option(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 def shift_channels(x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool) -> Tensor:
     """The shift of Eq. 3 along `frame_axis`, out of place, differentiable any number of times."""
-    result: Tensor = _Shift.apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, 1)
-    return result
+    return _apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, 1)
 
 
 class _Shift(torch.autograd.Function):
@@ -31,14 +30,19 @@ class _Shift(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         ctx.arguments = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         channel_axis, frame_axis, k, circular, step = ctx.arguments
-        gradient = _Shift.apply(gradients[0], channel_axis, frame_axis, k, circular, -step)
+        gradient = _apply(gradients[0], channel_axis, frame_axis, k, circular, -step)
         return gradient, None, None, None, None, None
+
+
+def _apply(*arguments: Any) -> Tensor:
+    result: Tensor = _Shift.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _move(out: Tensor, x: Tensor, axis: int, step: int, circular: bool) -> None:

@@ -72,7 +72,7 @@ def temporal_shift_folded(
     if num_frames < 1 or x.shape[0] % num_frames:
         raise InputError("num_frames", num_frames, f"divide the folded batch of {x.shape[0]}")
     _check(fold, boundary)
-    clips = x.unflatten(0, (-1, num_frames))
+    clips = x.view(x.shape[0] // num_frames, num_frames, *x.shape[1:])
     return shift_channels(clips, channel_axis=2, frame_axis=1, fold=fold, circular=boundary == "circular").flatten(0, 1)
 
 

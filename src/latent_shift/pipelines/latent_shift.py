@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -225,7 +225,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         if latents is not None:
             if tuple(latents.shape) != shape:
                 raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
-            return latents.to(device, torch.float32)
+            return cast("Tensor", latents.to(device, torch.float32))
         if isinstance(generator, Sequence) and len(generator) != shape[0]:
             raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
         generators = list(generator) if isinstance(generator, Sequence) else generator
@@ -304,8 +304,9 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         mean, std = latent_statistics(self.vae, latents.device)
         batch = latents.shape[0]
         folded = (latents.float() * std[:, :, None] + mean[:, :, None]).transpose(1, 2).flatten(0, 1)
-        decoded = [self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in folded.split(chunk_size)]
-        frames = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).unflatten(0, (batch, -1))
+        parts = torch.split(folded, chunk_size)
+        decoded = torch.cat([self.vae.decode(part.to(self.vae.dtype)).sample.float() for part in parts])
+        frames = (decoded / 2 + 0.5).clamp(0, 1).view(batch, -1, *decoded.shape[1:])
         if output_type == "pt":
             return frames
         array = frames.permute(0, 1, 3, 4, 2).cpu().numpy()

@@ -20,6 +20,7 @@ from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
+from .networks import make_network
 from .sources import check_frame_size, select_records
 
 _UNSEEN_SHARE = 0.02
@@ -45,7 +46,7 @@ class AutoencoderStage:
         seen_groups = [group for group, out in zip(groups, kept_out, strict=True) if not out]
         self._order = SampleOrder(seen_groups, recipe.seed)
         torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
-        self.network = PatchAutoencoderKL(**recipe.model.arguments).to(device)
+        self.network = make_network(PatchAutoencoderKL, recipe.model.arguments).to(device)
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
         picks = rng.choice(len(self._cache.frames), size=min(512, len(self._cache.frames)), replace=False)
         self.network.initialize_linear(_to_pictures(self._cache.frames[np.sort(picks)]).to(device))
@@ -58,16 +59,16 @@ class AutoencoderStage:
         generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "posterior", step))
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
         latents = posterior.mean + posterior.std * noise
-        error = self.network.decode(latents).sample.float() - pictures
+        error: Tensor = self.network.decode(latents).sample.float() - pictures
         gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl: Tensor = posterior.kl().float().mean()
-        return error.abs().mean() + options.gradient_weight * gradients + options.kl_weight * kl  # type: ignore
+        return error.abs().mean() + options.gradient_weight * gradients + options.kl_weight * kl
 
     def preview(self, folder: Path) -> None:
         """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
         originals, rebuilt, psnr = self._reconstruct()
         rows = [np.concatenate([a, b], axis=1) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
-        write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1)
+        write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1.0)
         write_json(folder / "psnr.json", {"unseen_frames": len(originals), "psnr_db": round(psnr, 2)})
 
     def export(self, folder: Path) -> None:

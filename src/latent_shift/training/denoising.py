@@ -143,7 +143,7 @@ class DenoisingStage:
             sheet = contact_sheet([clip[::3] for clip in frames], labels=list(options.prompts))
             for index, clip in enumerate(frames):
                 write_video(folder / f"{index:02d}.webp", clip, self.pipeline.config.fps)
-        write_video(folder / "sheet.png", sheet[None], fps=1)
+        write_video(folder / "sheet.png", sheet[None], fps=1.0)
 
     def export(self, folder: Path) -> None:
         """The pipeline with the trained U-Net; its weights in fp16."""

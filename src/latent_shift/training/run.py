@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latent_shift import __version__
-from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.errors import InputError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
 from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL
 from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
-from latent_shift.pipelines.components import load_component
+from latent_shift.pipelines.components import damaged_files_named, load_component
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .autoencoding import AutoencoderStage
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
+from .networks import make_network
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -37,45 +40,60 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         TrainingInterrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     output = Path(recipe.output)
-    _claim(output, recipe)
-    if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
-        logger.info("%s is complete", output)
-        return output / "model"
-    device = resolve_device(recipe.device)
-    stage: Stage = AutoencoderStage(recipe, device) if recipe.stage == "autoencoder" else _denoising(recipe, device)
+    with _claimed(output, recipe):
+        if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
+            logger.info("%s is complete", output)
+            return output / "model"
+        device = resolve_device(recipe.device)
+        stage: Stage = AutoencoderStage(recipe, device) if recipe.stage == "autoencoder" else _denoising(recipe, device)
     run_stage(stage, recipe, progress)
     return output / "model"
 
 
-def _claim(output: Path, recipe: Recipe) -> None:
+@contextlib.contextmanager
+def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
     """Saves the recipe in the run's folder; refuses a folder that holds a run with other settings.
 
-    More or fewer steps may be asked for later: the learning rate then decays towards the new end.
+    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A new run that fails
+    before its first step leaves nothing behind.
     """
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    if place.exists():
+    is_new = not place.exists()
+    if not is_new:
         before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
         free = {"device", "checkpoint_minutes", "preview", "steps"}
         changed = sorted(key for key in resolved if key not in free and before.get(key) != resolved[key])
         if changed:
             raise InputError("output", recipe.output, f"be a new folder: it holds a run with another {changed[0]!r}")
     write_json(place, {"latent_shift": __version__, "torch": torch.__version__, "recipe": resolved})
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            place.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                output.rmdir()
+        raise
 
 
 def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
     options = recipe.diffusion
     if recipe.model.init:
         base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
-        unet = LatentShiftUNet.from_config({**base.unet.config, **recipe.model.arguments})
-        unet.load_state_dict(base.unet.state_dict(), strict=True)
+        unet = make_network(LatentShiftUNet, recipe.model.arguments, base.unet.config)
+        try:
+            unet.load_state_dict(base.unet.state_dict(), strict=True)
+        except RuntimeError as error:
+            expected = f"give a network that the weights of {recipe.model.init} fit"
+            raise InputError("model.arguments", recipe.model.arguments, expected) from error
         parts: dict[str, Any] = {**base.components, "unet": unet}
         max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
     else:
         torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
-            "vae": load_component(PatchAutoencoderKL, Path(recipe.model.autoencoder), torch_dtype=torch.float32),
-            "unet": LatentShiftUNet(**recipe.model.arguments),
+            "vae": _load_autoencoder(Path(recipe.model.autoencoder)),
+            "unet": make_network(LatentShiftUNet, recipe.model.arguments),
         }
         max_tokens, mask_padding = recipe.model.max_tokens, True
     pipeline = LatentShiftPipeline(
@@ -86,9 +104,28 @@ def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
     )
+    _check_fit(pipeline)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
     return DenoisingStage(recipe, pipeline.to(device), device)
+
+
+def _check_fit(pipeline: LatentShiftPipeline) -> None:
+    """Raises `InputError` unless the U-Net takes the autoencoder's latents and the text encoder's features."""
+    config, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
+    for key, expected in (
+        ("in_channels", latent_channels),
+        ("out_channels", latent_channels),
+        ("cross_attention_dim", pipeline.text_encoder.config.hidden_size),
+    ):
+        if config[key] != expected:
+            raise InputError(f"model.arguments.{key}", config[key], f"be {expected}, as the loaded parts have it")
+
+
+def _load_autoencoder(folder: Path) -> PatchAutoencoderKL:
+    if not (folder / "config.json").is_file():
+        raise InputError("model.autoencoder", str(folder), "be the folder of a trained autoencoder (config.json)")
+    return load_component(PatchAutoencoderKL, folder, torch_dtype=torch.float32)  # type: ignore[no-any-return]
 
 
 def load_text_encoder(folder: Path) -> dict[str, Any]:
@@ -103,9 +140,7 @@ def load_text_encoder(folder: Path) -> dict[str, Any]:
     for part in ("text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise InputError("model.text_encoder", str(folder), f"be a folder with {part}/ in it")
-    try:
+    with damaged_files_named(folder):
         encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, add_pooling_layer=False)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return {"text_encoder": encoder, "tokenizer": tokenizer}

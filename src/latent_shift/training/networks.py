@@ -1,0 +1,33 @@
+"""A recipe's `[model.arguments]` become a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latent_shift.core.config import unknown_key
+from latent_shift.core.errors import InputError
+
+
+def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Any:
+    """The network with these arguments, on top of those of `config`.
+
+    Args:
+        network: `PatchAutoencoderKL` or `LatentShiftUNet`.
+        arguments: the recipe's `model.arguments`.
+        config: arguments of the network to start from.
+
+    Raises:
+        InputError: an argument is unknown (with the nearest known one), or no network can be made with them.
+    """
+    known = sorted(network._get_init_keys(network) - {"self", "kwargs"})
+    for key in arguments:
+        if key not in known:
+            raise unknown_key(f"model.arguments.{key}", known)
+    try:
+        return network(**arguments) if config is None else network.from_config({**config, **arguments})
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError("model.arguments", dict(arguments), f"make a {network.__name__} ({reason})") from error
