@@ -31,13 +31,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise InputError("output", str(path), f"be in a folder that can be written ({error.strerror})") from error
     try:
-        temporary = holder / path.name
+        temporary, old = holder / path.name, holder / "old"
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            path.rename(holder / "old")
         try:
+            if temporary.is_dir() and path.is_dir():
+                path.rename(old)
             os.replace(temporary, path)
         except OSError as error:
+            if old.is_dir():
+                old.rename(path)
             raise InputError("output", str(path), f"be a place that can be written ({error.strerror})") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)

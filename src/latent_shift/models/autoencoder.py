@@ -8,6 +8,8 @@ seconds in which `AutoencoderKL` of similar size had reached 17 dB.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -60,12 +62,12 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         out_channels: int = 3,
         latent_channels: int = 8,
         patch_channels: int = 32,
-        block_out_channels: tuple[int, int] = (64, 128),
+        block_out_channels: Sequence[int] = (64, 128),
         encoder_layers: int = 1,
         decoder_layers: int = 2,
         scaling_factor: float = 1.0,  # noqa: ARG002 (kept in the config, as the next two)
-        latents_mean: tuple[float, ...] | None = None,  # noqa: ARG002
-        latents_std: tuple[float, ...] | None = None,  # noqa: ARG002
+        latents_mean: Sequence[float] | None = None,  # noqa: ARG002
+        latents_std: Sequence[float] | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
         quarter, eighth = block_out_channels

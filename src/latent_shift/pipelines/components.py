@@ -3,71 +3,164 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 
-import latent_shift
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
+
+_LIBRARIES = ("diffusers", "latent_shift", "transformers")
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+def resolve_folder(model: str | Path, download: Callable[..., Any], variant: str | None, **hub_options: Any) -> Path:
+    """The folder `model`, or one that `download` fills from the hub.
+
+    Raises:
+        InputError: there is no such model, or an option is not known.
+    """
+    for name in hub_options:
+        if name not in _HUB_OPTIONS:
+            raise InputError("argument", name, f"be a part or setting of the pipeline, or {', '.join(_HUB_OPTIONS)}")
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(download(str(model), variant=variant, **hub_options))
+    except (OSError, ValueError) as error:
+        raise InputError("model", str(model), "be a folder, or a name of the hub that can be reached") from error
+
+
+def check_replaceable(folder: Path, parts: Iterable[str]) -> None:
+    """Raises `InputError` where files would be lost that are not of a saved pipeline."""
+    if not folder.is_dir():
+        return
+    found = {path.name for path in folder.iterdir()}
+    foreign = found - {"model_index.json", *parts} if "model_index.json" in found else found
+    if foreign:
+        expected = f"be new, empty or a saved pipeline; it holds {min(foreign)}"
+        raise InputError("save_directory", str(folder), expected)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `model_index.json` of a pipeline folder holds.
+
+    Raises:
+        InputError: the folder is no pipeline.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("model", str(folder), "be a folder with a model_index.json") from error
+    if not isinstance(index, dict):
+        raise InputError("model", str(folder), "have an object in its model_index.json")
+    return index
 
 
 def component_class(folder: Path, name: str) -> Any:
     """The class that `model_index.json` of a pipeline folder names for a part.
 
     Raises:
-        InputError: the folder is no pipeline, or it names a class that neither diffusers nor this package has.
+        InputError: the folder is no pipeline, or it names a class that none of the known libraries has.
     """
-    index = folder / "model_index.json"
-    try:
-        library, class_name = json.loads(index.read_text(encoding="utf-8"))[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("model", str(folder), f"be a folder with a model_index.json that names its {name}") from error
-    source = latent_shift if library == "latent_shift" else diffusers
-    if not hasattr(source, class_name):
-        raise InputError(f"{name} in {index}", f"{library}.{class_name}", "be a class of diffusers or latent_shift")
-    return getattr(source, class_name)
+    entry = read_index(folder).get(name)
+    if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+        raise InputError("model", str(folder), f"have a model_index.json that names its {name}")
+    library, class_name = entry
+    found = getattr(importlib.import_module(library), class_name, None) if library in _LIBRARIES else None
+    if found is None:
+        expected = f"be a class of {', '.join(_LIBRARIES)}"
+        raise InputError(f"{name} in {folder / 'model_index.json'}", f"{library}.{class_name}", expected)
+    return found
 
 
-def load_component(loaded_class: Any, folder: Path, **kwargs: Any) -> Any:
-    """`loaded_class.from_pretrained(folder)`, strict: every key must be there and fit.
+def load_component(
+    loaded_class: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None
+) -> Any:
+    """A part of a pipeline from its folder: network, scheduler or tokenizer. Networks are strict: every key must fit.
+
+    Args:
+        loaded_class: a class of diffusers or transformers, or one of this package.
+        folder: where it was saved.
+        dtype: of a network; fp32 where None.
+        variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
 
     Raises:
         InputError: a key is missing, unexpected or has another shape.
         DataError: a file is missing or damaged.
     """
+    _check_files(loaded_class, folder)
     with damaged_files_named(folder):
-        component, report = loaded_class.from_pretrained(folder, output_loading_info=True, **kwargs)
-    wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(key)}
-    if wrong:
-        kind, keys = next(iter(wrong.items()))
-        raise InputError(f"weights in {folder}", f"{kind.replace('_', ' ')} {list(keys)[:3]}", "fit the network")
-    return component
+        if not issubclass(loaded_class, torch.nn.Module):
+            return loaded_class.from_pretrained(folder, local_files_only=True)
+        component, report = loaded_class.from_pretrained(
+            folder,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            **_text_encoder_options(loaded_class),
+        )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    # The pipeline has no use for what encoders make of their token features.
+    wrong = {kind: [key for key in report.get(kind) or () if not str(key).startswith("pooler.")] for kind in kinds}
+    for kind, keys in wrong.items():
+        if keys:
+            raise InputError(f"weights in {folder}", f"{kind.replace('_', ' ')} {keys[:3]}", "fit the network")
+    # Not by its own `to`, nor by an argument of `from_pretrained`, whose name depends on the library's version.
+    return torch.nn.Module.to(component, dtype or torch.float32)
 
 
 @contextlib.contextmanager
 def damaged_files_named(folder: Path) -> Iterator[None]:
-    """Turns what libraries raise on a missing or damaged file into one `DataError` that names the folder."""
+    """Turns what libraries raise on a missing or damaged file into one `DataError` that names it, or the folder."""
     try:
         yield
     except LatentShiftError:
         raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{_damaged_file(folder) or folder} cannot be loaded: {first_line}") from error
 
 
-def _damaged_file(folder: Path) -> Path | None:
-    """The first weight file below `folder` whose header or length is wrong."""
-    from safetensors import safe_open
+def _text_encoder_options(loaded_class: Any) -> Mapping[str, Any]:
+    if not loaded_class.__module__.startswith("transformers."):
+        return {}
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # they are in the report then
+    if "add_pooling_layer" in inspect.signature(loaded_class.__init__).parameters:
+        options["add_pooling_layer"] = False
+    return options
 
-    for path in sorted(folder.rglob("*.safetensors")):
+
+def _check_files(loaded_class: Any, folder: Path) -> None:
+    """Raises `DataError` for a missing file in whose place a library would make something up."""
+    config = {"PreTrainedTokenizerBase": "tokenizer_config.json", "SchedulerMixin": "scheduler_config.json"}
+    bases = {base.__name__ for base in loaded_class.__mro__}
+    needed = next((file for base, file in config.items() if base in bases), "config.json")
+    vocabulary: dict[str, str] = dict(getattr(loaded_class, "vocab_files_names", {}))
+    whole = vocabulary.pop("tokenizer_file", "tokenizer.json")
+    missing = [name for name in (needed,) if not (folder / name).is_file()]
+    if "PreTrainedTokenizerBase" in bases and not (folder / whole).is_file():
+        parts = list(vocabulary.values())
+        missing += [whole] if not parts else [name for name in parts if not (folder / name).is_file()][:1]
+    if missing:
+        raise DataError(f"{folder / missing[0]} is missing")
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """The first file below `folder` that is no JSON or safetensors, though its name says so."""
+    for path in sorted(folder.rglob("*")):
         try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (OSError, SafetensorError):
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, SafetensorError, ValueError):
             return path
     return None

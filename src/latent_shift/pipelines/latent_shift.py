@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,12 @@ from latent_shift.core.shapes import check_at_least, check_divisible
 from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL
 from latent_shift.ops import Boundary
 
-from .components import component_class, damaged_files_named, load_component
+from .components import check_replaceable, component_class, load_component, read_index, resolve_folder
 from .text import encode_text
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+
+_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
 @dataclass
@@ -152,11 +155,15 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             InputError: a `ValueError`, for an argument out of range; names it.
         """
-        default_size = self.config.default_size or self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or default_size, width or default_size
+        height, width = self._size(height, width)
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        generator = list(generator) if isinstance(generator, Sequence) else generator
         self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                expected = f"be among {', '.join(self._callback_tensor_inputs)}"
+                raise InputError("callback_on_step_end_tensor_inputs", name, expected)
         check_at_least("num_videos_per_prompt", num_videos_per_prompt, 1)
         check_at_least("decode_chunk_size", decode_chunk_size, 1)
 
@@ -170,7 +177,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents = latents * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
 
-        with self.progress_bar(total=num_inference_steps) as progress:
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 prediction = self._predict(latents, timestep, positive, negative, scale, boundary)
                 latents = self.scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
@@ -204,6 +211,9 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             if len(negatives) != count:
                 raise InputError("negative_prompt", len(negatives), f"be one, or one for each of {count} prompts")
             negative_prompt_embeds = self._encode(list(negatives))
+        if negative_prompt_embeds.shape != prompt_embeds.shape:
+            expected = f"have the shape of the prompt's, {tuple(prompt_embeds.shape)}"
+            raise InputError("negative_prompt_embeds", tuple(negative_prompt_embeds.shape), expected)
         dtype, device = self.unet.dtype, self._execution_device
         positive, negative = (
             embeds.to(device, dtype).repeat_interleave(num_videos_per_prompt, dim=0)
@@ -222,14 +232,14 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         The frames share a part of it where the model was trained so (`noise_shared`).
         """
         device = self._execution_device
+        if isinstance(generator, Sequence) and len(generator) != shape[0]:
+            raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
         if latents is not None:
             if tuple(latents.shape) != shape:
                 raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
-            return cast("Tensor", latents.to(device, torch.float32))
-        if isinstance(generator, Sequence) and len(generator) != shape[0]:
-            raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
+            return latents.to(device, torch.float32)
         generators = list(generator) if isinstance(generator, Sequence) else generator
-        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         if self.unet.config.noise_shared:
             common = (shape[0], shape[1], 1, shape[3], shape[4])
             shared = randn_tensor(common, generator=generators, device=device, dtype=torch.float32)
@@ -240,7 +250,13 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Writes a diffusers folder, whole or not at all, that names no path of this machine and no module of ours.
 
         The U-Net is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
+
+        Raises:
+            InputError: a `ValueError`, if the place cannot be written or holds files that are no saved pipeline.
         """
+        if not kwargs.get("safe_serialization", True):
+            raise InputError("safe_serialization", False, "be True: nothing is pickled")
+        check_replaceable(Path(save_directory), _PARTS)
         with atomic_path(save_directory) as temporary:
             super().save_pretrained(temporary, **kwargs)
             for file in temporary.rglob("*.json"):
@@ -254,24 +270,41 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             write_json(temporary / "model_index.json", index)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> LatentShiftPipeline:
-        """Loads a folder, or a hub model where there is a network, as diffusers does; see `load_pipeline` for names.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> LatentShiftPipeline:
+        """Loads a folder, or a hub model where there is a network; see `load_pipeline` for names.
+
+        Every key of every network must fit, and nothing pickled is read.
+
+        Args:
+            pretrained_model_name_or_path: a pipeline folder, or a name of the hub.
+            torch_dtype: of the networks, all or by name: `{"default": ..., "unet": ...}`; fp32 where None.
+            dtype: as `torch_dtype`; the newer name.
+            variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
+            **kwargs: parts and settings, by their names in `LatentShiftPipeline`, instead of the folder's; and those of
+                the hub: revision, token, cache_dir, local_files_only, force_download, proxies.
 
         Raises:
-            InputError: a `ValueError`, if the folder is no pipeline.
+            InputError: a `ValueError`, if the folder is no pipeline, weights do not fit, or an argument is not known.
             DataError: a file in it is damaged or missing.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
-        dtype = kwargs.get("torch_dtype")
-        given = {"unet": LatentShiftUNet, "vae": component_class(folder, "vae")}
-        for name, loaded_class in given.items():
-            if name not in kwargs:
-                component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-                kwargs[name] = load_component(loaded_class, folder / name, torch_dtype=component_dtype)
-        with damaged_files_named(folder):
-            return super().from_pretrained(folder, **kwargs)  # type: ignore[no-any-return]
+        accepted = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        given = {name: kwargs.pop(name) for name in accepted if name in kwargs}
+        folder = resolve_folder(pretrained_model_name_or_path, cls.download, variant=variant, **kwargs)
+        index = read_index(folder)
+        settings = {name: index[name] for name in accepted if name in index and name not in _PARTS}
+        types = dtype or torch_dtype
+        for name in (name for name in _PARTS if name not in given):
+            part_type = types.get(name, types.get("default")) if isinstance(types, Mapping) else types
+            part_class = LatentShiftUNet if name == "unet" else component_class(folder, name)
+            given[name] = load_component(part_class, folder / name, part_type, variant)
+        return cls(**{**settings, **given})
 
     def _predict(
         self, latents: Tensor, timestep: Tensor, positive: Tensor, negative: Tensor, scale: float, boundary: Any
@@ -291,6 +324,15 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         return encode_text(
             self.tokenizer, self.text_encoder, captions, self.max_prompt_tokens, self.config.mask_padding
         )
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        sides = self.unet.config.sample_size
+        sides = sides if isinstance(sides, list | tuple) else (sides, sides)
+        defaults = (self.config.default_size or (side and side * self.vae_scale_factor) for side in sides)
+        sizes = [default if size is None else size for size, default in zip((height, width), defaults, strict=True)]
+        if None in sizes:
+            raise InputError("height and width", None, "be given: the model has no size of its own")
+        return sizes[0], sizes[1]
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         return height // self.vae_scale_factor, width // self.vae_scale_factor
@@ -327,10 +369,14 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         if (prompt is None) == (prompt_embeds is None):
             raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        if prompt is not None and not (len(prompts) and all(isinstance(text, str) for text in prompts)):
+        several = isinstance(prompts, Sequence) and len(prompts) > 0
+        if prompt is not None and not (several and all(isinstance(text, str) for text in prompts)):
             raise InputError("prompt", prompt, "be a sentence or a list of sentences")
         check_at_least("num_frames", num_frames, 1)
         check_at_least("num_inference_steps", num_inference_steps, 1)
+        most = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > most:
+            raise InputError("num_inference_steps", num_inference_steps, f"be at most {most}, the steps of training")
         factor = self.vae_scale_factor * 2**self.unet.num_upsamplers
         check_divisible("height", height, factor)
         check_divisible("width", width, factor)
@@ -340,7 +386,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 def mix_noise(own: Tensor, shared: Tensor, share: float) -> Tensor:
     """Noise of unit variance; the frames have the part `share` of the variance in common (arXiv:2305.10474)."""
-    return (share**0.5) * shared + ((1 - share) ** 0.5) * own
+    return math.sqrt(share) * shared + math.sqrt(1 - share) * own
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ def load_pipeline(model: str = "emoji", device: str = "auto", dtype: str = "auto
     unet_dtype = _DTYPES.get(dtype) or _best_dtype(target)
     others = torch.float32 if target.type == "cpu" else unet_dtype
     pipeline = LatentShiftPipeline.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
-    return pipeline.to(target)
+    pipeline.to(target)
+    return pipeline
 
 
 def model_folder(model: str) -> Path:
@@ -54,9 +55,8 @@ def model_folder(model: str) -> Path:
 def resolve_device(device: str) -> torch.device:
     """A torch device by name; "auto" takes the fastest there is."""
     if device == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        mps: Any = torch.backends.mps
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -68,6 +68,6 @@ def resolve_device(device: str) -> torch.device:
 def _best_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.float16
-    mkldnn: Any = torch.ops.mkldnn
-    fast = torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
+    mkldnn: Any = torch.backends.mkldnn
+    fast = mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

@@ -130,7 +130,7 @@ def _pixel_cache(
 
 def _to_pictures(frames: np.ndarray) -> Tensor:
     """`(n, height, width, 3)` uint8 to `(n, 3, height, width)` float in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(frames, order="C")).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _to_frames(pictures: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -97,7 +97,7 @@ class DiffusionConfig(Config):
     """Video stage: each clip starts at a random frame of its loop; only for endless loops."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> DiffusionConfig:
         if self.zero_terminal_snr and self.prediction_type != "v_prediction":
             raise ValueError("zero_terminal_snr needs prediction_type = 'v_prediction'")
         return self
@@ -153,7 +153,7 @@ class Recipe(Config):
     """See `PreviewConfig`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> Recipe:
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
             raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
         if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:

@@ -40,7 +40,7 @@ class Batch:
 
     latents: Float[Tensor, "batch channels frames height width"]
     """Normalised clean latents u_0."""
-    text: Float[Tensor, "batch tokens width"]
+    text: Float[Tensor, "batch tokens text_width"]
     """Text features, the empty caption's where the caption is dropped."""
     noise: Float[Tensor, "batch channels frames height width"]
     """Noise of unit variance."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from latent_shift.core.files import atomic_path
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> list[dict[str, int | float]]:
     """Rows of a `log.jsonl`: step, seconds, loss, learning_rate. A last line cut off by a kill is dropped."""
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:

@@ -125,7 +125,7 @@ def _check_fit(pipeline: LatentShiftPipeline) -> None:
 def _load_autoencoder(folder: Path) -> PatchAutoencoderKL:
     if not (folder / "config.json").is_file():
         raise InputError("model.autoencoder", str(folder), "be the folder of a trained autoencoder (config.json)")
-    return load_component(PatchAutoencoderKL, folder, torch_dtype=torch.float32)  # type: ignore[no-any-return]
+    return load_component(PatchAutoencoderKL, folder)  # type: ignore[no-any-return]
 
 
 def load_text_encoder(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -30,6 +30,7 @@ Progress = Callable[[int, int, float, float], None]
 """Called with steps done, all steps, the loss and the seconds left."""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What the trainer needs of a stage. A step's randomness must be a function of (seed, step) alone."""
 
@@ -201,7 +202,7 @@ class _TrainingLog:
     def __init__(self, path: Path, start: int, unwritten: Iterable[float] = ()) -> None:
         self._path = path
         self._losses = list(unwritten)
-        self._row: dict[str, float] = {}
+        self._row: dict[str, int | float] = {}
         kept = [row for row in read_log(path) if row["step"] <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
