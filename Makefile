@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 TORCH ?= auto
-PROMPT ?= a waving hand
+PROMPT ?= a red heart
 OUTPUT ?= demo.mp4
 VENV := .venv
 RUN := $(VENV)/bin

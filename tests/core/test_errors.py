@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from latent_shift.core.errors import DataError, InputError, LatentShiftError, MissingExtraError
+from latent_shift.core.shapes import check_at_least, check_divisible
+
+
+def test_one_base_for_all_and_the_builtin_one_besides() -> None:
+    assert issubclass(InputError, LatentShiftError)
+    assert issubclass(InputError, ValueError)
+    assert issubclass(MissingExtraError, LatentShiftError)
+    assert issubclass(MissingExtraError, ImportError)
+    assert issubclass(DataError, LatentShiftError)
+
+
+def test_an_input_error_names_argument_value_and_expectation_on_one_line() -> None:
+    error = InputError("height", "25\n0", "be divisible by 8")
+    assert str(error) == r"height must be divisible by 8, got '25\n0'"
+    assert error.argument == "height"
+
+
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    assert str(MissingExtraError("matplotlib", "train")) == (
+        "matplotlib is not installed; run: pip install 'latent-shift[train]'"
+    )
+
+
+@pytest.mark.parametrize(("value", "minimum"), [(0, 1), (-1, 0), (0.99, 1.0), (float("nan"), 0.0)])
+def test_too_little_is_refused(value: float, minimum: float) -> None:
+    with pytest.raises(InputError, match=rf"^steps must be at least {minimum}, got {value}$"):
+        check_at_least("steps", value, minimum)
+
+
+@pytest.mark.parametrize(("value", "factor"), [(0, 8), (-8, 8), (250, 8), (1, 2)])
+def test_what_does_not_divide_is_refused(value: int, factor: int) -> None:
+    with pytest.raises(InputError, match=rf"^height must be a positive multiple of {factor}, got {value}$"):
+        check_divisible("height", value, factor)
+
+
+def test_the_bounds_themselves_are_right() -> None:
+    check_at_least("steps", 1, 1)
+    check_divisible("height", 8, 8)
+    check_divisible("height", 256, 8)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.files import atomic_path, sha256_file, write_json
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, no `Exception`."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_with_the_suffix_of_its_name(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "clip.mp4"
+    with atomic_path(target) as temporary:
+        assert temporary.name == "clip.mp4"
+        assert temporary.parent.parent == target.parent
+        temporary.write_text("half")
+        assert not target.exists()
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"
+    assert names(target.parent) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Interrupted])
+def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    for path in (target, tmp_path / "other.txt"):
+        with pytest.raises(error), atomic_path(path) as temporary:  # noqa: PT012
+            temporary.write_text("half")
+            raise error
+    assert names(tmp_path) == ["a.txt"]
+    assert target.read_text() == "old"
+
+
+def test_a_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("first", "second"):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert names(target) == ["second"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_failure_in_a_folder_keeps_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:  # noqa: PT012
+        temporary.mkdir()
+        (temporary / "new").touch()
+        raise RuntimeError
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("old")
+    with pytest.raises(InputError, match="output must be a place that can be written"), atomic_path(folder) as path:
+        path.write_text("new")
+    with pytest.raises(InputError, match="output must be a place that can be written"), atomic_path(file) as path:
+        path.mkdir()
+    assert names(tmp_path) == ["file", "folder"]
+    assert file.read_text() == "old"
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "clip.mp4"
+    expected = r"output must be in a folder that can be written \(.+\), got '.*clip.mp4'"
+    with pytest.raises(InputError, match=expected), atomic_path(target):
+        raise AssertionError("must not be entered")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(InputError, match="Permission denied"), atomic_path(tmp_path / "x"):
+        raise AssertionError("must not be entered")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"), atomic_path(tmp_path / ("x" * 300)):
+        raise AssertionError("must not be entered")
+    assert names(tmp_path) == []
+
+
+def test_json_keeps_its_letters(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"prompt": "Kätzchen"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "Kätzchen" in text
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"prompt": "Kätzchen"}
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
