@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_shift.core.errors import DataError
+from latent_shift.data import CaptionedVideoFolder
+from latent_shift.data.cache import ClipCache, open_or_build_cache
+from latent_shift.data.records import write_records
+from latent_shift.media import Frames, write_video
+
+LENGTHS = (3, 1, 5)
+CAPTIONS = (["a red square", "red"], ["blue"], ["a green thing", "green", "a thing that is green"])
+
+Open = Callable[..., ClipCache]
+
+
+def clip(number: int) -> Frames:
+    frames = np.zeros((LENGTHS[number], 4, 6, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = number, np.arange(LENGTHS[number])[:, None, None]
+    return frames
+
+
+def encode_frames(frames: Frames) -> np.ndarray:
+    """Record and frame number of each frame, doubled."""
+    return frames[:, 0, 0, :2].astype(np.float16) * 2
+
+
+def encode_text(captions: Sequence[str]) -> list[np.ndarray]:
+    """A row for each word: its length, and that of the caption."""
+    return [np.array([[len(word), len(text)] for word in text.split()], np.float16) for text in captions]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CaptionedVideoFolder:
+    path = tmp_path / "data"
+    for number in range(3):
+        write_video(path / f"{number}.webp", clip(number), fps=8.0, lossless=True)
+    rows = [{"file_name": f"{n}.webp", "caption": CAPTIONS[n][0], "captions": CAPTIONS[n]} for n in range(3)]
+    write_records(path, rows)
+    return CaptionedVideoFolder(path)
+
+
+@pytest.fixture
+def open_cache(tmp_path: Path, folder: CaptionedVideoFolder) -> Open:
+    def make(records: Sequence[Any] | None = None, **options: Any) -> ClipCache:
+        given = {"encode_frames": encode_frames, "encode_text": encode_text, "fingerprint": {"size": 4}, **options}
+        chosen = list(folder) if records is None else records
+        return open_or_build_cache(tmp_path / "cache", folder, chosen, **given)
+
+    return make
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("must not encode again")
+
+
+def places(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").iterdir())
+
+
+def test_every_frame_and_caption_is_where_its_record_says(open_cache: Open) -> None:
+    cache = open_cache()
+    assert cache.frame_offsets.tolist() == [0, 3, 4, 9]
+    assert cache.caption_offsets.tolist() == [0, 2, 3, 6]
+    assert cache.token_offsets.tolist() == [0, 3, 4, 5, 8, 9, 14]
+    for record in range(3):
+        assert cache.clip(record).tolist() == encode_frames(clip(record)).tolist()
+        assert cache.num_captions(record) == len(CAPTIONS[record])
+        for form, caption in enumerate(CAPTIONS[record]):
+            assert cache.caption(record, form).tolist() == encode_text([caption])[0].tolist()
+    assert cache.frames.dtype == np.float16
+    assert isinstance(cache.frames, np.memmap)
+
+
+def test_the_records_are_numbered_as_they_are_given(open_cache: Open, folder: CaptionedVideoFolder) -> None:
+    cache = open_cache([folder[2], folder[0]])
+    assert cache.clip(0).tolist() == encode_frames(clip(2)).tolist()
+    assert cache.clip(1).tolist() == encode_frames(clip(0)).tolist()
+    assert cache.caption(1, 1).tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_frames_left_out_are_spread_evenly(open_cache: Open, most: int, kept: list[int]) -> None:
+    cache = open_cache(max_frames=most)
+    assert (cache.clip(2)[:, 1] / 2).tolist() == kept
+    assert len(cache.clip(1)) == 1
+
+
+def test_a_cache_without_text_has_none(open_cache: Open) -> None:
+    cache = open_cache(encode_text=None)
+    assert len(cache.tokens) == 0
+    assert cache.clip(2).shape == (5, 2)
+
+
+def test_more_captions_than_a_batch_keep_their_places(open_cache: Open, folder: CaptionedVideoFolder) -> None:
+    many = [" ".join(["word"] * (1 + number % 7)) + f" {number}" for number in range(600)]
+    write_records(folder.path, [{"file_name": "1.webp", "caption": many[0], "captions": many}])
+    again = CaptionedVideoFolder(folder.path)
+    calls: list[int] = []
+
+    def counted(captions: Sequence[str]) -> list[np.ndarray]:
+        calls.append(len(captions))
+        return encode_text(captions)
+
+    cache = open_cache(list(again), encode_text=counted)
+    assert sum(calls) == 600
+    assert max(calls) <= 256
+    for form in (0, 1, 255, 256, 257, 599):
+        assert cache.caption(0, form).tolist() == encode_text([many[form]])[0].tolist()
+
+
+def test_a_second_opening_encodes_nothing(open_cache: Open, tmp_path: Path) -> None:
+    first = open_cache()
+    second = open_cache(encode_frames=never, encode_text=never)
+    assert second.frames.tolist() == first.frames.tolist()
+    assert len(places(tmp_path)) == 1
+
+
+def test_other_content_is_another_cache(open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path) -> None:
+    open_cache()
+    open_cache(fingerprint={"size": 8})
+    open_cache(max_frames=2)
+    open_cache([folder[0], folder[1]])
+    open_cache([folder[1], folder[0]])
+    assert len(places(tmp_path)) == 5
+    rows = [{"file_name": f"{n}.webp", "caption": "other words"} for n in range(3)]
+    write_records(folder.path, rows)
+    open_cache(list(CaptionedVideoFolder(folder.path)))
+    assert len(places(tmp_path)) == 6
+
+
+def test_progress_is_told(open_cache: Open) -> None:
+    calls: list[tuple[str, int, int]] = []
+    open_cache(progress=lambda *call: calls.append(call))
+    assert calls == [("frames", 1, 3), ("frames", 2, 3), ("frames", 3, 3), ("captions", 6, 6)]
+
+
+def test_an_interrupted_build_leaves_nothing_usable(open_cache: Open, tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def stop(frames: Frames) -> np.ndarray:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return encode_frames(frames)
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(encode_frames=stop)
+    assert not (tmp_path / "cache").exists() or not places(tmp_path)
+    assert open_cache().clip(2).tolist() == encode_frames(clip(2)).tolist()
+
+
+def test_a_build_that_was_killed_before_its_last_file_is_made_again(open_cache: Open, tmp_path: Path) -> None:
+    open_cache()
+    (place,) = places(tmp_path)
+    (place / "cache.json").unlink()
+    (place / "frames.npy").write_bytes(b"half")
+    assert open_cache().clip(2).tolist() == encode_frames(clip(2)).tolist()
+
+
+@pytest.mark.parametrize("name", ["frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage"])
+def test_a_damaged_array_is_an_error_that_names_the_cache(
+    open_cache: Open, tmp_path: Path, name: str, damage: str
+) -> None:
+    open_cache()
+    (place,) = places(tmp_path)
+    file = place / f"{name}.npy"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"empty": b"", "cut": content[:-1], "garbage": os.urandom(64)}[damage])
+    with pytest.raises(DataError, match=rf"^cache .*{place.name} is damaged \([^\n]*\); remove it$"):
+        open_cache(encode_frames=never)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"sha256": 3}'])
+def test_a_damaged_manifest_is_an_error(open_cache: Open, tmp_path: Path, content: str) -> None:
+    open_cache()
+    (place,) = places(tmp_path)
+    (place / "cache.json").write_text(content)
+    with pytest.raises(DataError, match=rf"^cache .*{place.name} .*; remove it$"):
+        open_cache(encode_frames=never)
+
+
+def test_arrays_of_another_cache_are_not_read(open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path) -> None:
+    open_cache()
+    (place,) = places(tmp_path)
+    open_cache([folder[0]])
+    (other,) = set(places(tmp_path)) - {place}
+    shutil.copy(other / "frames.npy", place / "frames.npy")
+    with pytest.raises(DataError, match="was made of other data; remove it"):
+        open_cache(encode_frames=never)
+
+
+def test_two_digests_that_start_alike_are_told_apart(open_cache: Open, tmp_path: Path) -> None:
+    open_cache()
+    (place,) = places(tmp_path)
+    facts = json.loads((place / "cache.json").read_text())
+    assert place.name == facts["sha256"][:16]
+    (place / "cache.json").write_text(json.dumps({**facts, "sha256": facts["sha256"][:16] + "0" * 48}))
+    with pytest.raises(DataError, match="was made of other data; remove it"):
+        open_cache(encode_frames=never)
