@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,7 +86,9 @@ def test_the_records_are_numbered_as_they_are_given(open_cache: Open, folder: Ca
     assert cache.caption(1, 1).tolist() == [[3, 3]]
 
 
-@pytest.mark.parametrize(("most", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("most", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
+)
 def test_frames_left_out_are_spread_evenly(open_cache: Open, most: int, kept: list[int]) -> None:
     cache = open_cache(max_frames=most)
     assert (cache.clip(2)[:, 1] / 2).tolist() == kept
@@ -178,7 +179,7 @@ def test_a_damaged_array_is_an_error_that_names_the_cache(
     if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes({"empty": b"", "cut": content[:-1], "garbage": os.urandom(64)}[damage])
+        file.write_bytes({"empty": b"", "cut": content[:-1], "garbage": b"garbage" * 9}[damage])
     with pytest.raises(DataError, match=rf"^cache .*{place.name} is damaged \([^\n]*\); remove it$"):
         open_cache(encode_frames=never)
 

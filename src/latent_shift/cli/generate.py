@@ -147,7 +147,7 @@ def _load(model: str, device: str, dtype: str, scheduler: str) -> LatentShiftPip
         raise InputError("--scheduler", scheduler, f"be one of {', '.join(SCHEDULERS)}")
     pipeline = load_pipeline(model, device, dtype)
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(leave=False, desc="denoising")
+    pipeline.set_progress_bar_config(leave=False, desc="denoising", disable=None)
     return pipeline
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latent_shift.core.errors import LatentShiftError
-from latent_shift.core.files import write_json
+from latent_shift.core.files import atomic_path, write_json
 
 from .checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from .config import OptimizerConfig, Recipe
@@ -97,14 +97,14 @@ def run_stage(stage: Stage, recipe: Recipe, progress: Progress | None = None) ->
             if progress is not None:
                 left = (recipe.steps - step - 1) * (time.monotonic() - started) / (step + 1 - start)
                 progress(step + 1, recipe.steps, loss, left)
-            last = step + 1 == recipe.steps
+            last, stopping = step + 1 == recipe.steps, stopped()
             if (step + 1) % recipe.log_every == 0 or last:
                 log.write(options.learning_rate * _schedule(step, recipe.steps, options))
-            if stopped() or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
+            if stopping or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
                 save(step + 1, clock.seconds)
                 plot_losses(output / "log.jsonl", output / "loss.png")
                 saved = time.monotonic()
-            if stopped() and not last:
+            if stopping and not last:
                 raise TrainingInterrupted(f"stopped after step {step + 1}; the same command goes on from there")
             if last or (step + 1) % recipe.preview.every == 0:
                 preview(step + 1)
@@ -204,8 +204,8 @@ class _TrainingLog:
         self._losses = list(unwritten)
         self._row: dict[str, int | float] = {}
         kept = [row for row in read_log(path) if row["step"] <= start]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     @property
     def unwritten(self) -> list[float]:

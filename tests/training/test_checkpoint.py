@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_shift.core.errors import InputError
+from latent_shift.training.checkpoint import (
+    latest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+
+
+def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    wide = torch.arange(6, dtype=torch.float32).reshape(2, 3) * value
+    return {"network": {"a": wide, "b.turned": wide.T}, "ema": {"0": torch.tensor(value)}}
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "none") is None
+    place = save_checkpoint(tmp_path, 12, groups(2.0), {"seconds": 1.5, "losses": [0.1 + 0.2]})
+    assert place == tmp_path / "step_00000012"
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    loaded, state, step = found
+    assert (state, step) == ({"seconds": 1.5, "losses": [0.1 + 0.2]}, 12)
+    for name, tensors in groups(2.0).items():
+        assert loaded[name].keys() == tensors.keys()
+        assert all(torch.equal(loaded[name][key], tensor) for key, tensor in tensors.items())
+
+
+def test_the_newest_wins_and_only_so_many_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 30):
+        save_checkpoint(tmp_path, step, groups(float(step)), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000030"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[2] == 30
+    assert found[0]["ema"]["0"].item() == 30
+
+
+def test_what_a_kill_left_half_written_is_not_seen_and_goes(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, groups(1.0), {})
+    half = tmp_path / ".step_00000002.abcdefgh" / "step_00000002"
+    half.mkdir(parents=True)
+    (half / "network.safetensors").write_bytes(b"half")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[2] == 1
+    save_checkpoint(tmp_path, 2, groups(2.0), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_the_same_step_is_replaced(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path, 5, groups(value), {})
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0]["ema"]["0"].item() == 2
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="output must be in a folder that can be written"):
+        save_checkpoint(tmp_path / "file", 1, groups(1.0), {})
+
+
+def test_an_optimizer_comes_back_bit_for_bit() -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 2)
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1)
+
+    def step(network: torch.nn.Linear, optimizer: torch.optim.AdamW) -> None:
+        optimizer.zero_grad()
+        network(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    network, optimizer = make()
+    for _ in range(3):
+        step(network, optimizer)
+    tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer).items()}
+    assert set(tensors) == {f"{index}.{name}" for index in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    other, resumed = make()
+    other.load_state_dict(network.state_dict())
+    load_optimizer_tensors(resumed, tensors)
+    for pair in ((network, optimizer), (other, resumed)):
+        step(*pair)
+    assert all(torch.equal(left, right) for left, right in zip(network.parameters(), other.parameters(), strict=True))

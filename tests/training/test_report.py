@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from latent_shift.training.report import plot_losses, read_log
+
+
+def write(path: Path, count: int) -> None:
+    rows = [{"step": 10 * n, "seconds": 2.0 * n, "loss": 1 / n, "learning_rate": 0.1} for n in range(1, count + 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    write(log, 3)
+    log.write_text(log.read_text()[:-5])
+    assert [row["step"] for row in read_log(log)] == [10, 20]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_the_curve_is_a_picture_that_changes_with_the_log(tmp_path: Path) -> None:
+    log, picture = tmp_path / "log.jsonl", tmp_path / "loss.png"
+    plot_losses(log, picture)
+    assert not picture.exists()
+    contents = []
+    for count in (1, 20):
+        write(log, count)
+        plot_losses(log, picture)
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+            contents.append(image.tobytes())
+    assert contents[0] != contents[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "loss.png"]
