@@ -75,7 +75,7 @@ def test_every_size_counts() -> None:
         "patch_channels": 5,
         "block_out_channels": (7, 9),
         "encoder_layers": 2,
-        "decoder_layers": 3,
+        "decoder_layers": 4,
     }
     counts = {name: make_autoencoder(**{name: value}).num_parameters() for name, value in sizes.items()}
     assert len({*counts.values(), make_autoencoder().num_parameters()}) == len(sizes) + 1

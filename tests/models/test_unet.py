@@ -1,4 +1,4 @@
-"""Covers `latent_shift.models.unet`: against diffusers' 2-D U-Net, and against the shift hooked into it from outside."""
+"""Covers `latent_shift.models.unet`: against diffusers' 2-D U-Net, and against the shift hooked into it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,386 @@
+"""What a step of the image and the video stage learns from, and its loss against formulas written again here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.seeding import derive_seed
+from latent_shift.data.records import CaptionedVideoFolder, write_records
+from latent_shift.media import contact_sheet, read_video
+from latent_shift.pipelines.text import encode_text
+from latent_shift.training.config import DiffusionConfig
+from latent_shift.training.denoising import Batch, DenoisingStage, min_snr_weights, noise_schedule
+
+from .conftest import MakeStage
+
+STEPS = range(16)
+FIELDS = ("latents", "text", "noise", "timesteps")
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    assert left.boundary == right.boundary
+    for name in FIELDS:
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+
+
+def is_still(batch: Batch) -> bool:
+    return batch.latents.shape[2] == 1
+
+
+def encoded(stage: DenoisingStage, squares: Path, kind: str) -> list[Tensor]:
+    """Normalised latents of all clips or stills of the data, encoded here: `(channels, frames, height, width)`."""
+    vae, folder = stage.pipeline.vae, CaptionedVideoFolder(squares)
+    mean, std = (torch.tensor(vae.config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
+    found = []
+    for record in folder:
+        if record.path.parent.name == kind:
+            pixels = torch.from_numpy(folder.read(record.index).frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with torch.no_grad():
+                found.append(((vae.encode(pixels).latent_dist.mean - mean) / std).transpose(0, 1))
+    return found
+
+
+def nearest(latents: Tensor, candidates: list[Tensor]) -> int | None:
+    """The candidate that equals `latents` up to the cache's fp16."""
+    for index, candidate in enumerate(candidates):
+        if torch.allclose(latents, candidate, atol=5e-3):
+            return index
+    return None
+
+
+def alphas(options: DiffusionConfig) -> np.ndarray:
+    """Products of 1 - beta (Table 6; arXiv:2305.08891, Alg. 1 where the last one is to be zero)."""
+    betas = np.linspace(options.beta_start**0.5, options.beta_end**0.5, options.num_train_timesteps) ** 2
+    products = np.cumprod(1 - betas)
+    if options.zero_terminal_snr:
+        root = np.sqrt(products)
+        products = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return products
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: str) -> None:
+    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    first, second = (make_stage(stage, diffusion=options) for _ in range(2))
+    expected = [first.batch(step) for step in STEPS]
+    for step in (11, 3, 3, 0, 15):
+        assert_same(second.batch(step), expected[step])
+    torch.manual_seed(123)
+    np.random.default_rng(0).random()
+    assert_same(first.batch(3), expected[3])
+    other = make_stage(stage, diffusion=options, seed=1)
+    assert all(not torch.equal(other.batch(step).noise, expected[step].noise) for step in STEPS)
+
+
+def test_clips_and_stills_are_the_data_normalised(make_stage: MakeStage, squares: Path) -> None:
+    stage = make_stage("video")
+    clips, stills = encoded(stage, squares, "clips"), encoded(stage, squares, "stills")
+    assert (len(clips), len(stills)) == (8, 4)
+    seen: dict[bool, list[int | None]] = {True: [], False: []}
+    for step in STEPS:
+        batch = stage.batch(step)
+        for latents in batch.latents:
+            seen[is_still(batch)].append(nearest(latents, stills if is_still(batch) else clips))
+    # Four steps of three stills, twelve of four clips; each record once an epoch.
+    assert sorted(map(str, seen[True])) == sorted(map(str, 3 * list(range(4))))
+    assert sorted(map(str, seen[False])) == sorted(map(str, 6 * list(range(8))))
+
+
+def test_the_image_stage_sees_frames_of_clips_and_stills_without_the_shift(
+    make_stage: MakeStage, squares: Path
+) -> None:
+    stage = make_stage("image")
+    frames = [clip[:, [index]] for clip in encoded(stage, squares, "clips") for index in range(4)]
+    stills = encoded(stage, squares, "stills")
+    picked = set()
+    for step in STEPS:
+        batch = stage.batch(step)
+        assert batch.boundary is None
+        assert batch.latents.shape == (4, 4, 1, 2, 2)
+        for latents in batch.latents:
+            index = nearest(latents, stills if step % 2 else frames)
+            assert index is not None
+            picked.add((step % 2, index))
+    assert len({index % 4 for kind, index in picked if not kind}) == 4
+
+
+def test_frames_of_a_clip_can_be_fewer(make_stage: MakeStage, squares: Path) -> None:
+    stage = make_stage("image", data={"max_frames_per_clip": 2}, diffusion={"image_share": 0.0})
+    frames = [clip[:, [index]] for clip in encoded(stage, squares, "clips") for index in (0, 2)]
+    assert all(nearest(latents, frames) is not None for step in STEPS for latents in stage.batch(step).latents)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 4), (0.5, 8), (1.0, 16)])
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_steps_on_stills_are_the_share_of_all_and_spread_evenly(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch, stage: str, share: float, count: int
+) -> None:
+    made = make_stage(stage, diffusion={"image_share": share})
+    calls: list[tuple[str, int, int]] = []
+    draw = made._draw
+
+    def noted(kind: str, number: int, size: int, boundary: Any) -> Batch:
+        calls.append((kind, number, size))
+        return draw(kind, number, size, boundary)
+
+    monkeypatch.setattr(made, "_draw", noted)
+    for step in STEPS:
+        made.batch(step)
+    kinds = [kind == "still" for kind, _, _ in calls]
+    assert sum(kinds) == count
+    if count:
+        quarters = [sum(kinds[start : start + 4]) for start in range(0, 16, 4)]
+        assert quarters == [count // 4] * 4
+    # Each kind is drawn from its start without a gap, in batches of its own size.
+    for kind in {kind for kind, _, _ in calls}:
+        assert [number for name, number, _ in calls if name == kind] == list(range(sum(c[0] == kind for c in calls)))
+    sizes = {"still": 3 if stage == "video" else 4, "clip": 4, "frame": 4}
+    assert all(size == sizes[kind] for kind, _, size in calls)
+
+
+@pytest.mark.parametrize("kept", ["clips", "stills"])
+def test_data_of_one_kind_have_no_share(make_stage: MakeStage, squares: Path, tmp_path: Path, kept: str) -> None:
+    folder = CaptionedVideoFolder(squares)
+    (tmp_path / "data" / kept).mkdir(parents=True)
+    rows = []
+    for record in folder:
+        if record.path.parent.name == kept:
+            name = f"{kept}/{record.path.name}"
+            (tmp_path / "data" / name).write_bytes(record.path.read_bytes())
+            rows.append({"file_name": name, "caption": record.caption})
+    write_records(tmp_path / "data", rows)
+    data = {"folder": str(tmp_path / "data")}
+    image = make_stage("image", data=data)
+    candidates = encoded(image, tmp_path / "data", kept)
+    frames = [clip[:, [index]] for clip in candidates for index in range(clip.shape[1])]
+    assert all(nearest(latents, frames) is not None for step in STEPS for latents in image.batch(step).latents)
+    if kept == "clips":
+        video = make_stage("video", data=data)
+        assert not any(is_still(video.batch(step)) for step in STEPS)
+    else:
+        with pytest.raises(InputError, match=r"data.folder must have clips of more than one frame"):
+            make_stage("video", data=data)
+
+
+def test_clips_of_another_length_are_refused(make_stage: MakeStage) -> None:
+    expected = r"^data.num_frames must be the frames of every clip; the folder has \[4\], got 5$"
+    with pytest.raises(InputError, match=expected):
+        make_stage("video", data={"num_frames": 5})
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_frames_of_another_size_are_refused(make_stage: MakeStage, stage: str) -> None:
+    expected = r"^data.size must be the size of the folder's frames \(16x16\), got 32$"
+    with pytest.raises(InputError, match=expected):
+        make_stage(stage, data={"size": 32})
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {"zero"}), (1.0, {"circular"}), (0.5, {"zero", "circular"})])
+def test_a_share_of_the_video_steps_is_circular_and_stills_never_are(
+    make_stage: MakeStage, share: float, expected: set[str]
+) -> None:
+    stage = make_stage("video", diffusion={"circular_share": share})
+    batches = [stage.batch(step) for step in range(32)]
+    assert {batch.boundary for batch in batches if not is_still(batch)} == expected
+    assert {batch.boundary for batch in batches if is_still(batch)} == {"zero"}
+    if share == 0.5:
+        circular = [batch.boundary == "circular" for batch in batches if not is_still(batch)]
+        assert 6 < sum(circular) < 18
+
+
+@pytest.mark.parametrize("random_phase", [False, True])
+def test_a_random_phase_rolls_the_loop(make_stage: MakeStage, squares: Path, random_phase: bool) -> None:
+    stage = make_stage("video", diffusion={"random_phase": random_phase, "image_share": 0.0})
+    clips = encoded(stage, squares, "clips")
+    rolled = [clip.roll(phase, dims=1) for clip in clips for phase in range(4)]
+    phases = set()
+    for step in STEPS:
+        for latents in stage.batch(step).latents:
+            index = nearest(latents, rolled)
+            assert index is not None
+            phases.add(index % 4)
+    assert phases == (set(range(4)) if random_phase else {0})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0, 0.4])
+def test_dropped_captions_are_the_empty_one(make_stage: MakeStage, squares: Path, dropout: float) -> None:
+    stage = make_stage("video", diffusion={"caption_dropout": dropout, "image_share": 0.0})
+    pipeline = stage.pipeline
+    captions = sorted({form for record in CaptionedVideoFolder(squares) for form in record.captions})
+    features = encode_text(pipeline.tokenizer, pipeline.text_encoder, ["", *captions], 8, True)
+    found = []
+    for step in range(24):
+        batch = stage.batch(step)
+        assert batch.text.shape == (4, 8, 16)
+        for row in batch.text:
+            close = [torch.allclose(row, feature, atol=5e-3) for feature in features]
+            assert sum(close) == 1
+            found.append(close.index(True))
+    assert found.count(0) / len(found) == pytest.approx(dropout, abs=0.12 * (0 < dropout < 1))
+    if dropout == 0:
+        plain = [captions[index - 1].startswith("a ") for index in found]
+        # Half the time the first form, else any of the two.
+        assert sum(plain) / len(plain) == pytest.approx(0.75, abs=0.12)
+
+
+def test_a_caption_belongs_to_its_clip(make_stage: MakeStage, squares: Path) -> None:
+    stage = make_stage("video", diffusion={"caption_dropout": 0.0, "image_share": 0.0})
+    clips = encoded(stage, squares, "clips")
+    records = [record for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"]
+    pipeline = stage.pipeline
+    for step in range(6):
+        batch = stage.batch(step)
+        for latents, row in zip(batch.latents, batch.text, strict=True):
+            index = nearest(latents, clips)
+            assert index is not None
+            features = encode_text(pipeline.tokenizer, pipeline.text_encoder, records[index].captions, 8, True)
+            assert any(torch.allclose(row, feature, atol=5e-3) for feature in features)
+
+
+def test_captions_have_the_length_of_the_recipe(make_stage: MakeStage) -> None:
+    assert make_stage("image", model={"max_tokens": 4}).batch(0).text.shape == (4, 4, 16)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_frames_share_that_much_of_their_noise(make_stage: MakeStage, share: float) -> None:
+    stage = make_stage("video", model={"arguments": {"noise_shared": share}}, diffusion={"image_share": 0.0})
+    noise = torch.cat([stage.batch(step).noise for step in range(60)]).transpose(1, 2).flatten(2)
+    assert noise.square().mean().item() == pytest.approx(1.0, abs=0.06)
+    pairs = [(noise[:, i] * noise[:, j]).mean().item() for i in range(4) for j in range(i)]
+    assert pairs == pytest.approx([share] * 6, abs=0.08)
+
+
+def test_timesteps_are_uniform_and_spread_over_the_batch(make_stage: MakeStage) -> None:
+    stage = make_stage("video", diffusion={"image_share": 0.0})
+    drawn = torch.stack([stage.batch(step).timesteps for step in range(50)])
+    assert drawn.dtype == torch.int64
+    assert 0 <= drawn.min() < 30
+    assert 970 < drawn.max() < 1000
+    gaps = drawn.sort(dim=1).values.diff(dim=1)
+    assert ((gaps == 250) | (gaps - 250).abs().le(1)).all()
+    assert len(set(drawn[:, 0].tolist())) > 40
+    assert set(make_stage("image", diffusion={"num_train_timesteps": 2}).batch(0).timesteps.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [None, 0.7, 5.0])
+def test_min_snr_weights_are_those_of_the_paper(prediction_type: str, gamma: float | None) -> None:
+    """min(SNR, gamma) / SNR for noise and min(SNR, gamma) / (SNR + 1) for v (arXiv:2303.09556, Sec. 3.4)."""
+    options = DiffusionConfig(prediction_type=prediction_type)
+    steps = torch.tensor([0, 100, 500, 999])
+    kept = alphas(options)[steps.numpy()]
+    snr = kept / (1 - kept)
+    expected = np.ones(4)
+    if gamma is not None:
+        expected = np.minimum(snr, gamma) / (snr + (prediction_type == "v_prediction"))
+    weights = min_snr_weights(noise_schedule(options), steps, gamma)
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=2e-3)
+
+
+def test_the_noise_process_is_the_papers_unless_told_otherwise() -> None:
+    options = DiffusionConfig()
+    assert (options.num_train_timesteps, options.beta_start, options.beta_end) == (1000, 8.5e-4, 1.2e-2)
+    np.testing.assert_allclose(noise_schedule(options).alphas_cumprod.numpy(), alphas(options), rtol=1e-4)
+    other = DiffusionConfig(num_train_timesteps=50, beta_start=0.01, beta_end=0.2)
+    np.testing.assert_allclose(noise_schedule(other).alphas_cumprod.numpy(), alphas(other), rtol=1e-4)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise() -> None:
+    options = DiffusionConfig(zero_terminal_snr=True, prediction_type="v_prediction")
+    schedule = noise_schedule(options)
+    assert schedule.alphas_cumprod[-1] == 0
+    np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), alphas(options), rtol=1e-3, atol=1e-6)
+    assert noise_schedule(DiffusionConfig()).alphas_cumprod[-1] > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_snr_gamma": 2.0},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+    ],
+)
+def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, options: dict[str, Any]) -> None:
+    """Eqs. 1, 2 and 5; v = sqrt(a) noise - sqrt(1 - a) u_0 (arXiv:2202.00512)."""
+    made = make_stage(stage, diffusion=options)
+    config = DiffusionConfig(**options)
+    for step in (0, 3):
+        batch = made.batch(step)
+        kept = torch.from_numpy(alphas(config)[batch.timesteps.numpy()]).float()
+        a, s = (value.sqrt().view(-1, 1, 1, 1, 1) for value in (kept, 1 - kept))
+        target = batch.noise if config.prediction_type == "epsilon" else a * batch.noise - s * batch.latents
+        with torch.no_grad():
+            noisy = a * batch.latents + s * batch.noise
+            predicted = made.network(noisy, batch.timesteps, batch.text, boundary=batch.boundary).sample
+            loss = made.loss(step)
+        per_clip = (predicted - target).square().flatten(1).mean(dim=1)
+        weights = torch.ones(len(kept))
+        if config.min_snr_gamma is not None:
+            snr = kept / (1 - kept)
+            weights = snr.clamp(max=2.0) / (snr + (config.prediction_type == "v_prediction"))
+        torch.testing.assert_close(loss, (per_clip * weights).mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_only_the_unet_learns(make_stage: MakeStage) -> None:
+    stage = make_stage("video")
+    stage.loss(1).backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in stage.network.parameters())
+    for part in (stage.pipeline.vae, stage.pipeline.text_encoder):
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in part.parameters())
+
+
+def test_previews_have_fixed_seeds_and_come_from_the_pipeline(make_stage: MakeStage, tmp_path: Path) -> None:
+    stage = make_stage("video", preview={"guidance_scale": 2.0})
+    for name in ("first", "second"):
+        torch.manual_seed(len(name))
+        with torch.no_grad():
+            stage.preview(tmp_path / name)
+    assert stage.network.training
+    names = ["00.webp", "01.webp", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    stage.network.eval()
+    prompts = ["a red square", "blue"]
+    result: Any = stage.pipeline(
+        prompts,
+        num_frames=4,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        boundary="zero",
+        generator=[torch.Generator().manual_seed(derive_seed(0, "preview", index)) for index in range(2)],
+        output_type="np",
+    )
+    clips = (np.asarray(result.frames) * 255).round().astype(np.uint8)
+    sheet = contact_sheet([clip[::3] for clip in clips], labels=prompts)
+    assert (read_video(tmp_path / "first" / "sheet.png").frames[0] == sheet).all()
+
+
+@pytest.mark.parametrize("changed", [{"guidance_scale": 7.0}, {"num_inference_steps": 3}, {"prompts": ["a", "b"]}])
+def test_every_option_of_the_preview_changes_it(make_stage: MakeStage, tmp_path: Path, changed: dict[str, Any]) -> None:
+    sheets = []
+    for name, options in (("plain", {}), ("changed", changed)):
+        stage = make_stage("image", preview=options)
+        torch.manual_seed(0)
+        # The last layer is zero at the start, and would hide every difference.
+        torch.nn.init.normal_(stage.network.conv_out.weight, std=0.3)
+        with torch.no_grad():
+            stage.preview(tmp_path / name)
+        sheets.append((tmp_path / name / "sheet.png").read_bytes())
+    assert sheets[0] != sheets[1]
+
+
+def test_without_prompts_there_is_no_preview(make_stage: MakeStage, tmp_path: Path) -> None:
+    make_stage("image", preview={"prompts": []}).preview(tmp_path / "preview")
+    assert not (tmp_path / "preview").exists()
