@@ -46,6 +46,7 @@ def test_fine_stripes_are_averaged_not_picked() -> None:
     assert abs(resize_frames(frames, 16).astype(int) - 127).max() < 20
 
 
+@pytest.mark.usefixtures("as_users_run")
 def test_messages(moving: Moving) -> None:
     with pytest.raises(InputError, match="size must be at least 1, got 0"):
         resize_frames(moving(1), 0)

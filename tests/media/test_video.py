@@ -25,6 +25,7 @@ def test_a_foreign_comment_stays_a_comment(text: str) -> None:
     assert metadata_from_json("") == {}
 
 
+@pytest.mark.usefixtures("as_users_run")
 def test_metadata_that_no_file_can_hold_is_named() -> None:
     with pytest.raises(InputError, match="metadata must map text to text, got {'seed': 7}"):
         metadata_to_json({"seed": 7})  # type: ignore[dict-item]

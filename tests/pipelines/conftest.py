@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
@@ -71,39 +71,43 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def build(
+    tokenizer_folder: Path, unet: dict[str, Any] | None = None, vae: Any = None, **options: Any
+) -> LatentShiftPipeline:
+    """The pipeline, with other options of the U-Net, another autoencoder or other settings."""
+    torch.manual_seed(4)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+    )
+    text_encoder = BertModel(config, add_pooling_layer=False).eval()
+    # Strong weights: else all captions mean the same.
+    torch.nn.init.normal_(text_encoder.embeddings.word_embeddings.weight)
+    pipeline = LatentShiftPipeline(
+        vae=vae or make_patch_vae(),
+        text_encoder=text_encoder,
+        tokenizer=BertTokenizerFast.from_pretrained(tokenizer_folder),
+        unet=make_unet(**(unet or {})),
+        scheduler=DDPMScheduler(
+            beta_start=8.5e-4,
+            beta_end=1.2e-2,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            timestep_spacing="linspace",
+        ),
+        **{"default_frames": 3, "default_size": SIZE, "default_guidance_scale": 2.0, **options},
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def make_pipeline(tokenizer_folder: Path) -> MakePipeline:
-    def make(unet: dict[str, Any] | None = None, vae: Any = None, **options: Any) -> LatentShiftPipeline:
-        torch.manual_seed(4)
-        config = BertConfig(
-            vocab_size=len(WORDS),
-            hidden_size=12,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=8,
-            max_position_embeddings=8,
-        )
-        # Strong weights: else all captions mean the same.
-        text_encoder = BertModel(config, add_pooling_layer=False).eval()
-        torch.nn.init.normal_(text_encoder.embeddings.word_embeddings.weight)
-        pipeline = LatentShiftPipeline(
-            vae=vae or make_patch_vae(),
-            text_encoder=text_encoder,
-            tokenizer=BertTokenizerFast.from_pretrained(tokenizer_folder),
-            unet=make_unet(**(unet or {})),
-            scheduler=DDPMScheduler(
-                beta_start=8.5e-4,
-                beta_end=1.2e-2,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                timestep_spacing="linspace",
-            ),
-            **{"default_frames": 3, "default_size": SIZE, "default_guidance_scale": 2.0, **options},
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    return make
+    return functools.partial(build, tokenizer_folder)
 
 
 @pytest.fixture
@@ -115,11 +119,5 @@ def pipeline(make_pipeline: MakePipeline) -> LatentShiftPipeline:
 def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """A folder of the tiny model; copy it before damaging it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    make_pipeline.__wrapped__(tokenizer_folder)().save_pretrained(folder)
+    build(tokenizer_folder).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def as_users_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns the checks of annotations off: users have none, and the messages are for them."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,149 +1,358 @@
-"""`LatentShiftPipeline` on a tiny whole model."""
+"""Covers `latent_shift.pipelines.latent_shift` on a whole tiny model."""
 
-import json
+from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import HeunDiscreteScheduler
+from PIL import Image
+from torch import Tensor
 
 from latent_shift import LatentShiftPipeline
-from latent_shift.core.errors import DataError
-from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
+from latent_shift.core.errors import InputError
+from latent_shift.pipelines import LatentShiftPipelineOutput, make_scheduler
+
+from .conftest import MakePipeline, make_kl_vae
+
+HEART, HAND = "a red heart", "a waving hand"
 
 
-def generators(*seeds):
+def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def run(pipeline, prompt="a red heart", seeds=(0,), **options):
-    options = {"num_inference_steps": 2, "output_type": "np", **options}
-    return np.asarray(pipeline(prompt, generator=generators(*seeds), **options).frames)
+def run(pipeline: LatentShiftPipeline, prompt: Any = HEART, seeds: tuple[int, ...] = (0,), **options: Any) -> Any:
+    options = {"num_inference_steps": 2, "output_type": "latent", **options}
+    return pipeline(prompt, generator=generators(*seeds), **options).frames
 
 
-def test_shapes_and_range(pipeline):
-    frames = run(pipeline, ["a red heart", "blue hand"], (0, 1))
-    assert frames.shape == (2, 3, 16, 16, 3)
-    assert frames.min() >= 0
-    assert frames.max() <= 1
-    assert run(pipeline, num_frames=1).shape[1] == 1
-    assert len(pipeline("a heart", num_inference_steps=1).frames[0]) == 3
-
-
-def test_a_clip_does_not_depend_on_its_neighbours_in_the_batch(pipeline):
-    together = run(pipeline, ["a red heart", "blue hand"], (5, 6))
-    alone = [run(pipeline, "a red heart", (5,)), run(pipeline, "blue hand", (6,))]
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4)
-
-
-def test_save_and_load_give_the_same_frames(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path / "model")
-    loaded = LatentShiftPipeline.from_pretrained(tmp_path / "model")
-    loaded.set_progress_bar_config(disable=True)
-    np.testing.assert_allclose(run(loaded), run(pipeline), atol=1e-5)
-    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
-    assert index["vae"] == ["latent_shift", "PatchAutoencoderKL"]
-    for file in (tmp_path / "model").rglob("*.json"):
-        assert "_name_or_path" not in file.read_text()
-        assert str(tmp_path) not in file.read_text()
-    UNet2DConditionModel.from_pretrained(tmp_path / "model" / "unet")
-
-
-def test_a_corrupt_weight_file_is_named(saved, tmp_path):
-    import shutil
-
-    folder = shutil.copytree(saved, tmp_path / "model")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"diffusion_pytorch_model\.safetensors"):
-        LatentShiftPipeline.from_pretrained(folder)
-
-
-def test_every_scheduler_runs_and_ddpm_100_is_guided_diffusions(pipeline):
-    for name in SCHEDULERS:
-        pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
-        assert np.isfinite(run(pipeline)).all()
-    scheduler = make_scheduler("ddpm", pipeline.scheduler.config)
-    scheduler.set_timesteps(100)
-    # guided-diffusion's space_timesteps(1000, "100"): strides of 999 / 99, rounded.
-    expected = [round(index * 999 / 99) for index in range(100)]
-    assert scheduler.timesteps.tolist() == expected[::-1]
-
-
-def test_boundary_negative_prompt_and_guidance_change_the_clip(pipeline):
-    base = run(pipeline)
-    for options in ({"boundary": "circular"}, {"boundary": None}, {"negative_prompt": "blue"}, {"guidance_scale": 5.0}):
-        assert not np.array_equal(run(pipeline, **options), base), options
-
-
-def test_without_guidance_the_network_sees_one_half(pipeline):
-    rows = []
+def count_rows(pipeline: LatentShiftPipeline) -> list[int]:
+    """Into it go the clips of each pass of the U-Net."""
+    rows: list[int] = []
     pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    run(pipeline, guidance_scale=1.0)
-    run(pipeline, guidance_scale=2.0)
-    assert rows == [1, 1, 2, 2]
+    return rows
 
 
-def test_latents_in_and_out(pipeline):
-    latents = torch.randn(1, 4, 3, 2, 2)
+def test_output_types_show_the_same_frames(pipeline: LatentShiftPipeline) -> None:
+    prompts, seeds = [HEART, HAND], (0, 1)
+    latents, floats, tensor, images = (
+        run(pipeline, prompts, seeds, output_type=kind) for kind in ("latent", "np", "pt", "pil")
+    )
+    assert latents.shape == (2, 4, 3, 2, 2)
+    assert floats.shape == (2, 3, 16, 16, 3)
+    assert floats.dtype == np.float32
+    assert tensor.shape == (2, 3, 3, 16, 16)
+    assert 0 == floats.min() < floats.max() == 1
+    np.testing.assert_array_equal(floats, tensor.permute(0, 1, 3, 4, 2).numpy())
+    assert [len(clip) for clip in images] == [3, 3]
+    assert isinstance(images[0][0], Image.Image)
+    np.testing.assert_array_equal(np.stack(images), (floats * 255).round().astype(np.uint8))
+    (frames,) = pipeline(
+        prompts, generator=generators(*seeds), num_inference_steps=2, output_type="np", return_dict=False
+    )
+    np.testing.assert_array_equal(frames, floats)
+    assert isinstance(pipeline(HEART, num_inference_steps=1), LatentShiftPipelineOutput)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["patch", "kl"])
+def test_each_frame_is_decoded_alone(make_pipeline: MakePipeline, kind: str) -> None:
+    if kind == "patch":
+        pipeline, size = make_pipeline(), 16
+        mean, std = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([0.5, 1.0, 2.0, 0.7])
+    else:
+        pipeline, size = make_pipeline(vae=make_kl_vae()), 16
+        mean, std = torch.zeros(4), torch.full((4,), 2.0)
+    latents, frames = (run(pipeline, [HEART, HAND], (0, 1), output_type=output) for output in ("latent", "pt"))
+    assert frames.shape == (2, 3, 3, size, size)
+    for clip, pictures in zip(latents, frames, strict=True):
+        for t, picture in enumerate(pictures):
+            raw = clip[None, :, t] * std.view(1, 4, 1, 1) + mean.view(1, 4, 1, 1)
+            expected = (pipeline.vae.decode(raw).sample[0] / 2 + 0.5).clamp(0, 1)
+            torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
+
+
+def test_chunked_decoding_changes_nothing(pipeline: LatentShiftPipeline) -> None:
+    sizes: list[int] = []
+    decode = pipeline.vae.decode
+    pipeline.vae.decode = lambda part: (sizes.append(len(part)), decode(part))[1]
+    results = [
+        run(pipeline, [HEART, HAND], (0, 1), output_type="pt", decode_chunk_size=size) for size in (1, 4, 5, 6, 100)
+    ]
+    assert sizes == [1] * 6 + [4, 2] + [5, 1] + [6] + [6]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise_shared", [0.0, 0.5])
+@pytest.mark.parametrize("scheduler", ["ddpm", "dpm++"])
+def test_a_clip_does_not_depend_on_its_neighbours_in_the_batch(
+    make_pipeline: MakePipeline, scheduler: str, noise_shared: float
+) -> None:
+    pipeline = make_pipeline(unet={"noise_shared": noise_shared})
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    prompts = [HEART, HAND, "a blue ."]
+    together = run(pipeline, prompts, (5, 6, 7), negative_prompt=["red", "blue", ""])
+    for index, (prompt, negative) in enumerate(zip(prompts, ["red", "blue", ""], strict=True)):
+        alone = run(pipeline, prompt, (5 + index,), negative_prompt=negative)
+        torch.testing.assert_close(together[[index]], alone, rtol=0, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+    # Any sequence of generators will do.
+    again = pipeline(
+        tuple(prompts),
+        negative_prompt=("red", "blue", ""),
+        generator=tuple(generators(5, 6, 7)),
+        num_inference_steps=2,
+        output_type="latent",
+    ).frames
+    assert torch.equal(again, together)
+
+
+def test_several_clips_of_a_prompt_come_one_after_the_other(pipeline: LatentShiftPipeline) -> None:
+    together = run(pipeline, [HEART, HAND], (1, 2, 3, 4), num_videos_per_prompt=2, negative_prompt=["red", "blue"])
+    jobs = [(HEART, "red", 1), (HEART, "red", 2), (HAND, "blue", 3), (HAND, "blue", 4)]
+    alone = [run(pipeline, prompt, (seed,), negative_prompt=negative) for prompt, negative, seed in jobs]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+def test_only_the_generator_counts(pipeline: LatentShiftPipeline) -> None:
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        results.append(run(pipeline))
+    assert torch.equal(results[0], results[1])
+    assert not torch.allclose(results[0], run(pipeline, seeds=(1,)), atol=1e-2)
+    single = pipeline(HEART, generator=generators(0)[0], num_inference_steps=2, output_type="latent").frames
+    assert torch.equal(single, results[0])
+    torch.manual_seed(1)
+    free = [pipeline(HEART, num_inference_steps=1, output_type="latent").frames for _ in range(2)]
+    assert not torch.allclose(free[0], free[1], atol=1e-2)
+
+
+def test_latents_in_are_the_noise(pipeline: LatentShiftPipeline) -> None:
+    for name in ("dpm++", "euler", "ddpm"):
+        pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
+        generator = generators(0)[0]
+        noise = torch.randn(1, 4, 3, 2, 2, generator=generator)
+        before = noise.clone()
+        result = pipeline(HEART, latents=noise, generator=generator, num_inference_steps=2, output_type="latent").frames
+        assert torch.equal(result, run(pipeline))
+        assert torch.equal(noise, before)
+
+
+def test_an_image_is_a_clip_of_one_frame(pipeline: LatentShiftPipeline) -> None:
+    image = run(pipeline, num_frames=1)
+    assert image.shape == (1, 4, 1, 2, 2)
+    assert torch.equal(image, run(pipeline, num_frames=1, boundary="zero"))
+    assert not torch.allclose(image, run(pipeline, num_frames=1, boundary=None), atol=1e-3)
+    assert run(pipeline, num_frames=1, output_type="np").shape == (1, 1, 16, 16, 3)
+
+
+def test_boundary_reaches_the_network(make_pipeline: MakePipeline) -> None:
+    pipeline, looping = make_pipeline(), make_pipeline(unet={"shift_boundary": "circular"})
+    results = {boundary: run(pipeline, boundary=boundary) for boundary in ("zero", "circular", None)}
+    assert torch.equal(run(pipeline), results["zero"])
+    assert torch.equal(run(looping), results["circular"])
+    for one, other in (("zero", "circular"), ("zero", None), ("circular", None)):
+        assert not torch.allclose(results[one], results[other], atol=1e-3)
+
+
+def test_a_loop_has_no_first_frame(pipeline: LatentShiftPipeline) -> None:
     pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
-    out = pipeline("a heart", latents=latents, num_inference_steps=2, output_type="latent").frames
-    assert out.shape == latents.shape
-    again = pipeline("a heart", latents=latents, num_inference_steps=2, output_type="latent").frames
-    assert torch.equal(out, again)
+    noise = torch.randn(1, 4, 5, 2, 2)
+    options = {"num_frames": 5, "num_inference_steps": 3, "output_type": "latent"}
+    for boundary, commutes in (("circular", True), ("zero", False)):
+        result, rolled = (
+            pipeline(HEART, latents=latents, boundary=boundary, **options).frames
+            for latents in (noise, noise.roll(2, 2))
+        )
+        assert torch.allclose(rolled, result.roll(2, 2), rtol=0, atol=1e-3) is commutes
 
 
-def test_callback_sees_and_changes_latents(pipeline):
-    seen = []
+def test_guidance(pipeline: LatentShiftPipeline) -> None:
+    rows = count_rows(pipeline)
+    without = run(pipeline, guidance_scale=1.0)
+    assert rows == [1, 1]
+    assert torch.equal(run(pipeline, guidance_scale=1.0, negative_prompt="blue"), without)
+    assert torch.equal(run(pipeline, guidance_scale=0.0), without)
+    rows.clear()
+    guided = run(pipeline, guidance_scale=3.0)
+    assert rows == [2, 2]
+    assert not torch.allclose(guided, without, atol=1e-3)
+    assert torch.equal(run(pipeline, guidance_scale=3.0, negative_prompt=""), guided)
+    assert not torch.allclose(run(pipeline, guidance_scale=3.0, negative_prompt="blue"), guided, atol=1e-3)
+    # Led away from itself, a prompt gives what it gives without guidance.
+    itself = run(pipeline, guidance_scale=3.0, negative_prompt=HEART)
+    torch.testing.assert_close(itself, without, rtol=0, atol=1e-4)
 
-    def zero(pipe, step, timestep, tensors):
-        seen.append((step, timestep))
-        return {"latents": torch.zeros_like(tensors["latents"])}
 
-    out = pipeline("a heart", num_inference_steps=2, output_type="latent", callback_on_step_end=zero).frames
-    assert out.abs().max() == 0
-    assert [step for step, _ in seen] == [0, 1]
+def test_defaults_are_the_models(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline(default_frames=2, default_guidance_scale=4.0)
+    assert torch.equal(run(pipeline), run(pipeline, num_frames=2, guidance_scale=4.0, height=16, width=16))
+    assert run(pipeline, height=32).shape == (1, 4, 2, 4, 2)
+    assert run(pipeline, width=48).shape == (1, 4, 2, 2, 6)
+    for sample_size, shape in ((4, (4, 4)), ((2, 4), (2, 4))):
+        pipeline = make_pipeline(unet={"sample_size": sample_size}, default_size=None)
+        assert run(pipeline).shape == (1, 4, 3, *shape)
+    bare = LatentShiftPipeline(**make_pipeline().components)
+    assert (bare.config.default_frames, bare.config.default_guidance_scale, bare.config.fps) == (16, 7.5, 8.0)
+    assert (bare.config.mask_padding, bare.max_prompt_tokens) == (False, 8)
+    assert make_pipeline(max_tokens=5).max_prompt_tokens == 5
 
 
-def test_chunked_decoding_changes_nothing(pipeline):
-    np.testing.assert_allclose(run(pipeline, decode_chunk_size=1), run(pipeline, decode_chunk_size=3), atol=1e-6)
+def test_factors_of_the_autoencoders(make_pipeline: MakePipeline) -> None:
+    assert make_pipeline().vae_scale_factor == 8
+    assert make_pipeline(vae=make_kl_vae()).vae_scale_factor == 4
 
 
-def test_shared_noise_is_shared(make_pipeline):
-    shape = (2, 4, 6, 2, 2)
-    noise = make_pipeline({"noise_shared": 0.8}).prepare_latents(shape, generators(0, 1))
-    own = make_pipeline().prepare_latents(shape, generators(0, 1))
-    across = [(x - x.mean(2, keepdim=True)).square().mean() for x in (noise, own)]
-    assert across[0] < 0.35 * across[1]
+def test_prompt_embeds_instead_of_prompts(pipeline: LatentShiftPipeline) -> None:
+    positive, negative = pipeline.encode_prompt([HEART, HAND], "blue")
+    assert positive.shape == negative.shape == (2, 8, 12)
+    expected = run(pipeline, [HEART, HAND], (0, 1), negative_prompt="blue")
+    embedded = run(pipeline, None, (0, 1), prompt_embeds=positive, negative_prompt_embeds=negative)
+    assert torch.equal(embedded, expected)
+    assert torch.equal(run(pipeline, None, (0, 1), prompt_embeds=positive, negative_prompt="blue"), expected)
+    twice, _ = pipeline.encode_prompt(None, None, 2, positive)
+    assert torch.equal(twice, positive[[0, 0, 1, 1]])
+
+
+def test_padding_is_hidden_where_the_model_says_so(make_pipeline: MakePipeline) -> None:
+    visible, hidden = (make_pipeline(mask_padding=mask).encode_prompt("a")[0] for mask in (False, True))
+    assert visible.shape == hidden.shape == (1, 8, 12)
+    assert not hidden[0, 3:].any()
+    assert visible[0, 3:].any()
+
+
+def test_callback_sees_every_step(pipeline: LatentShiftPipeline) -> None:
+    seen: list[tuple[Any, int, int, dict[str, Tensor]]] = []
+    names = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+    def note(*arguments: Any) -> None:
+        seen.append(arguments)
+
+    result = run(
+        pipeline,
+        num_inference_steps=3,
+        negative_prompt="blue",
+        callback_on_step_end=note,
+        callback_on_step_end_tensor_inputs=names,
+    )
+    assert [pipe for pipe, *_ in seen] == [pipeline] * 3
+    assert [(step, timestep) for _, step, timestep, _ in seen] == [(0, 999), (1, 500), (2, 0)]
+    positive, negative = pipeline.encode_prompt(HEART, "blue")
+    for *_, tensors in seen:
+        assert set(tensors) == set(names)
+        assert torch.equal(tensors["prompt_embeds"], positive)
+        assert torch.equal(tensors["negative_prompt_embeds"], negative)
+    assert torch.equal(seen[-1][-1]["latents"], result)
+    assert torch.equal(run(pipeline, num_inference_steps=3, negative_prompt="blue"), result)
+    run(pipeline, callback_on_step_end=note)
+    assert set(seen[-1][-1]) == {"latents"}
+
+
+def test_callback_changes_tensors(pipeline: LatentShiftPipeline) -> None:
+    last = run(pipeline, callback_on_step_end=lambda *arguments: {"latents": torch.ones_like(arguments[3]["latents"])})
+    assert torch.equal(last, torch.ones(1, 4, 3, 2, 2))
+    # The second of two steps goes by the other prompt: neither of the two alone.
+    positive, negative = pipeline.encode_prompt(HAND, "red")
+    plain = run(pipeline)
+    for changes in ({"prompt_embeds": positive}, {"negative_prompt_embeds": negative}):
+        changed = run(pipeline, callback_on_step_end=lambda *_, changes=changes: changes)
+        assert not torch.allclose(changed, plain, atol=1e-3)
+    both = run(pipeline, callback_on_step_end=lambda *_: {"latents": plain, "prompt_embeds": positive})
+    assert torch.equal(both, plain)
+
+
+def test_shared_noise(make_pipeline: MakePipeline) -> None:
+    shape = (2, 4, 3, 2, 2)
+    for share in (0.0, 0.8):
+        noise = make_pipeline(unet={"noise_shared": share}).prepare_latents(shape, generators(0, 1))
+        for clip, generator in zip(noise, generators(0, 1), strict=True):
+            own = torch.randn(4, 3, 2, 2, generator=generator)
+            common = torch.randn(4, 1, 2, 2, generator=generator)
+            torch.testing.assert_close(clip, math.sqrt(share) * common + math.sqrt(1 - share) * own)
+    large = make_pipeline(unet={"noise_shared": 0.8}).prepare_latents((1, 4, 2, 64, 64), generators(0))
+    assert large.var().item() == pytest.approx(1, abs=0.03)
+    one, other = large[0].transpose(0, 1).flatten(1)
+    assert torch.corrcoef(torch.stack([one, other]))[0, 1].item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_schedulers_that_take_more_steps_than_asked_for(pipeline: LatentShiftPipeline) -> None:
+    totals: list[int] = []
+    rows = count_rows(pipeline)
+    bar = pipeline.progress_bar
+    pipeline.progress_bar = lambda total: (totals.append(total), bar(total=total))[1]
+    pipeline.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    assert run(pipeline, num_inference_steps=4).isfinite().all()
+    assert totals == [len(rows)] == [7]
+
+
+def test_eta_reaches_the_schedulers_that_have_it(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
+    results = [run(pipeline, num_inference_steps=3, eta=eta) for eta in (0.0, 1.0, 1.0)]
+    assert torch.equal(results[1], results[2])
+    assert not torch.allclose(results[0], results[1], atol=1e-2)
+    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler.config)
+    assert torch.equal(run(pipeline, eta=1.0), run(pipeline))
 
 
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"prompt": None}, "prompt must be given, or prompt_embeds, and not both, got None"),
+        (
+            {"prompt_embeds": torch.zeros(1, 8, 12)},
+            "prompt must be given, or prompt_embeds, and not both, got 'a red heart'",
+        ),
+        ({"prompt": 5}, "prompt must be a sentence or a list of sentences, got 5"),
+        ({"prompt": []}, r"prompt must be a sentence or a list of sentences, got \[\]"),
+        ({"prompt": [HEART, 3]}, "prompt must be a sentence or a list of sentences, got"),
         ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"num_frames": -3}, "num_frames must be at least 1, got -3"),
         ({"height": 20}, "height must be a positive multiple of 16, got 20"),
+        ({"width": 8}, "width must be a positive multiple of 16, got 8"),
+        ({"height": 0}, "height must be a positive multiple of 16, got 0"),
+        ({"width": -16}, "width must be a positive multiple of 16, got -16"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps must be at most 1000, the steps of training, got 1001"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be at least 1, got 0"),
+        ({"decode_chunk_size": 0}, "decode_chunk_size must be at least 1, got 0"),
         ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent, got 'gif'"),
-        ({"negative_prompt": ["a", "b"]}, "negative_prompt must be one"),
+        ({"boundary": "mirror"}, "boundary must be one of zero, circular, got 'mirror'"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt must be one, or one for each of 1 prompts, got 2"),
+        (
+            {"negative_prompt_embeds": torch.zeros(1, 5, 12)},
+            r"negative_prompt_embeds must have the shape of the prompt's, \(1, 8, 12\), got \(1, 5, 12\)",
+        ),
+        ({"generator": generators(0, 1)}, "generator must be one, or one for each of 1 clips, got 2"),
+        ({"generator": [], "latents": torch.zeros(1, 4, 3, 2, 2)}, "generator must be one, or .* got 0"),
+        (
+            {"latents": torch.zeros(1, 4, 3, 2, 4)},
+            r"latents must have the shape \(1, 4, 3, 2, 2\), got \(1, 4, 3, 2, 4\)",
+        ),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            "callback_on_step_end_tensor_inputs must be among latents, prompt_embeds, negative_prompt_embeds, got 'noise'",
+        ),
     ],
 )
-def test_bad_arguments_are_named(pipeline, options, message):
-    with pytest.raises(ValueError, match=message):
-        pipeline("a heart", **{"num_inference_steps": 1, **options})
+def test_arguments_that_are_refused(pipeline: LatentShiftPipeline, options: dict[str, Any], message: str) -> None:
+    rows = count_rows(pipeline)
+    with pytest.raises(InputError, match=message):
+        pipeline(**{"prompt": HEART, "num_inference_steps": 1, **options})
+    # Before any work, but for the network's own check.
+    assert len(rows) == ("boundary" in options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"model": "nothing"}, "model must be one of emoji or a folder"),
-        ({"dtype": "fp8"}, "dtype must be one of auto, fp32, bf16, fp16"),
-        ({"device": "gameboy"}, "device must be"),
-    ],
-)
-def test_bad_names_are_named(saved, options, message):
-    with pytest.raises(ValueError, match=message):
-        load_pipeline(**{"model": str(saved), **options})
-    with pytest.raises(ValueError, match="scheduler must be one of"):
-        make_scheduler("magic", {})
+def test_a_model_without_a_size(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline(unet={"sample_size": None}, default_size=None)
+    with pytest.raises(InputError, match="height and width must be given: the model has no size of its own, got None"):
+        run(pipeline)
+    with pytest.raises(InputError, match="height and width must be given"):
+        run(pipeline, height=16)
+    assert run(pipeline, height=16, width=16).shape == (1, 4, 3, 2, 2)

@@ -1,93 +1,180 @@
-"""The three stages end to end, and going on after a stop."""
+"""From a recipe to a run: whose folder it is, what is refused, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
 
 import json
-import os
-import signal
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from latent_shift import LatentShiftPipeline
-from latent_shift.core.config import parse_config
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.training import Recipe, train
-from latent_shift.training.checkpoint import latest_checkpoint
-from latent_shift.training.trainer import TrainingInterrupted
+
+from .conftest import MakeRecipe
 
 
-def make(make_tree, stage, output, **changes):
-    return parse_config(Recipe, make_tree(stage, output, **changes))
+def refused(recipe: Recipe) -> str:
+    """The message of a recipe that must fail before its first step and leave no trace."""
+    before = Path(recipe.output).exists()
+    with pytest.raises((InputError, DataError)) as caught:
+        train(recipe, lambda *_: pytest.fail("a step was made"))
+    assert Path(recipe.output).exists() == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def checkpoint(folder):
-    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
-    return {name: load_file(newest / f"{name}.safetensors") for name in ("network", "ema", "optimizer")}
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.name != "recipe.json" and path.is_file()
+    }
 
 
-def test_the_road_leads_to_a_model_that_makes_clips(road):
-    for stage in ("autoencoder", "image", "video"):
-        for name in ("recipe.json", "log.jsonl", "loss.png", "done.json"):
-            assert (road / stage / name).exists(), (stage, name)
-        assert list((road / stage / "previews").rglob("*.png"))
-    pipeline = LatentShiftPipeline.from_pretrained(road / "video" / "model", torch_dtype=torch.float32)
-    assert pipeline.unet.config.noise_shared == 0.5
-    frames = pipeline("a red square", num_inference_steps=2, output_type="np").frames
-    assert np.asarray(frames).shape == (1, 4, 16, 16, 3)
+@pytest.mark.parametrize("stage", ["autoencoder", "image", "video"])
+def test_a_finished_run_does_nothing_again(
+    make_recipe: MakeRecipe, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(stage, steps=2, preview={"prompts": ["red"]})
+    assert train(recipe) == Path(recipe.output) / "model"
+    before = snapshot(Path(recipe.output))
+    assert {"done.json", "log.jsonl", "loss.png"} <= before.keys()
+    with caplog.at_level(logging.INFO):
+        train(recipe, lambda *_: pytest.fail("a step was made"))
+    assert f"{recipe.output} is complete" in caplog.text
+    assert snapshot(Path(recipe.output)) == before
 
 
-def test_a_stopped_run_goes_on_as_if_never_stopped(make_tree, road, tmp_path):
-    model = {"init": str(road / "image/model")}
-    straight, stopped = (make(make_tree, "video", tmp_path / name, model=model) for name in ("a", "b"))
-    train(straight)
-
-    def stop_after_two(done, *_):
-        if done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(TrainingInterrupted, match="after step 2"):
-        train(stopped, stop_after_two)
-    train(stopped)
-    for name, tensors in checkpoint(tmp_path / "a").items():
-        for key, tensor in checkpoint(tmp_path / "b")[name].items():
-            assert torch.equal(tensor, tensors[key]), (name, key)
-    rows = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("a", "b")]
-    losses = [[json.loads(row)["loss"] for row in part] for part in rows]
-    assert losses[0] == losses[1]
-
-
-def test_a_damaged_checkpoint_falls_back_and_all_damaged_is_an_error(make_tree, road, tmp_path, caplog):
-    recipe = make(
-        make_tree, "video", tmp_path / "run", model={"init": str(road / "image/model")}, checkpoint_minutes=1e-9
-    )
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 5}, "batch_size"),
+        ({"optimizer": {"learning_rate": 1e-5}}, "optimizer"),
+        ({"autoencoder_loss": {"kl_weight": 0.5}}, "autoencoder_loss"),
+        ({"data": {"balance_by": ""}}, "data"),
+        ({"model": {"arguments": {"latent_channels": 5}}}, "model"),
+        ({"precision": "bf16"}, "precision"),
+    ],
+)
+def test_the_folder_of_another_recipe_is_refused(make_recipe: MakeRecipe, changes: dict[str, Any], key: str) -> None:
+    recipe = make_recipe("autoencoder", steps=1)
     train(recipe)
-    places = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
-    assert [place.name for place in places] == ["step_00000003", "step_00000004"]
-    (places[1] / "ema.safetensors").write_bytes(b"no")
-    assert latest_checkpoint(tmp_path / "run" / "checkpoints")[2] == 3
-    assert "step_00000004 is damaged" in caplog.text
-    (places[0] / "manifest.json").unlink()
-    with pytest.raises(DataError, match="every checkpoint"):
-        latest_checkpoint(tmp_path / "run" / "checkpoints")
+    before = snapshot(Path(recipe.output))
+    saved = (Path(recipe.output) / "recipe.json").read_bytes()
+    message = refused(make_recipe("autoencoder", **changes))
+    assert message == f"output must be a new folder: it holds a run with another {key!r}, got {recipe.output!r}"
+    assert snapshot(Path(recipe.output)) == before
+    assert (Path(recipe.output) / "recipe.json").read_bytes() == saved
 
 
-def test_another_recipe_in_the_same_folder_is_refused(make_tree, road):
-    changed = make(make_tree, "autoencoder", road / "autoencoder", seed=1)
-    with pytest.raises(InputError, match="another 'seed'"):
-        train(changed)
+def test_what_changes_no_result_may_change(make_recipe: MakeRecipe) -> None:
+    train(make_recipe("autoencoder", steps=2))
+    steps: list[int] = []
+    changes: dict[str, Any] = {"device": "auto", "checkpoint_minutes": 1.0, "preview": {"every": 7}, "steps": 3}
+    output = train(make_recipe("autoencoder", **changes), lambda done, *_: steps.append(done))
+    assert steps == [3]
+    assert json.loads((output.parent / "recipe.json").read_text())["recipe"]["preview"]["every"] == 7
 
 
-def test_a_finished_run_does_nothing(make_tree, road):
-    before = (road / "autoencoder" / "log.jsonl").stat().st_mtime_ns
-    train(make(make_tree, "autoencoder", road / "autoencoder"))
-    assert (road / "autoencoder" / "log.jsonl").stat().st_mtime_ns == before
+def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
+    facts = json.loads((road / "video" / "recipe.json").read_text())
+    assert set(facts) == {"latent_shift", "torch", "recipe"}
+    assert Recipe(**facts["recipe"]).diffusion.beta_start == 8.5e-4
 
 
-def test_unknown_heldout_list_is_refused(make_tree, squares, tmp_path):
-    import shutil
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("autoencoder", {"data": {"folder": "nowhere"}}, "data.folder must be a folder that exists, got 'nowhere'"),
+        ("image", {"data": {"folder": "nowhere"}}, "data.folder must be a folder that exists, got 'nowhere'"),
+        ("autoencoder", {"data": {"size": 32}}, "data.size must be the size of the folder's frames (16x16), got 32"),
+        ("video", {"data": {"num_frames": 7}}, "data.num_frames must be the frames of every clip"),
+        ("autoencoder", {"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
+        ("video", {"model": {"init": "nowhere"}}, "model must be one of emoji or a folder with a model_index.json"),
+        ("image", {"model": {"autoencoder": "nowhere"}}, "model.autoencoder must be the folder of a trained auto"),
+        ("image", {"model": {"text_encoder": "nowhere"}}, "model.text_encoder must be a folder with text_encoder/ in"),
+        ("image", {"model": {"arguments": {"sample_sise": 2}}}, "did you mean 'sample_size'?"),
+        ("autoencoder", {"model": {"arguments": {"decoder_layer": 2}}}, "did you mean 'decoder_layers'?"),
+        ("video", {"model": {"arguments": {"noise_sharred": 0.5}}}, "did you mean 'noise_shared'?"),
+        ("video", {"model": {"arguments": {"block_out_channels": [8, 24]}}}, "give a network that the weights of"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(
+    make_recipe: MakeRecipe, stage: str, changes: dict[str, Any], message: str
+) -> None:
+    assert message in refused(make_recipe(stage, **changes))
 
-    folder = shutil.copytree(squares, tmp_path / "data")
-    (folder / "dataset.json").write_text(json.dumps({"heldout": {"name": "mine", "sha256": "0"}}))
-    with pytest.raises(InputError, match="held-out list"):
-        train(make(make_tree, "autoencoder", tmp_path / "run", data={"folder": str(folder)}))
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), [("in_channels", 8, 4), ("out_channels", 3, 4), ("cross_attention_dim", 32, 16)]
+)
+def test_a_unet_that_does_not_fit_the_loaded_parts_is_named(
+    make_recipe: MakeRecipe, key: str, value: int, expected: int
+) -> None:
+    arguments = {**make_recipe("image").model.arguments, key: value}
+    message = refused(make_recipe("image", model={"arguments": arguments}))
+    assert message == f"model.arguments.{key} must be {expected}, as the loaded parts have it, got {value}"
+
+
+def test_an_empty_data_folder_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refused(make_recipe("autoencoder", data={"folder": str(tmp_path / "empty")}))
+    assert message == f"data.folder must hold a metadata.jsonl (it is empty), got {str(tmp_path / 'empty')!r}"
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "image", "video"])
+@pytest.mark.parametrize("heldout", [{"name": "emoji-v1", "sha256": "0" * 64}, {"name": "mine", "sha256": "1"}])
+def test_data_with_an_unknown_heldout_list_are_refused(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path, stage: str, heldout: dict[str, str]
+) -> None:
+    shutil.copytree(squares, tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"name": "x", "heldout": heldout}))
+    message = refused(make_recipe(stage, data={"folder": str(tmp_path / "data")}))
+    assert message.startswith("data must have the held-out list emoji-v1 (")
+    assert heldout["name"] in message
+
+
+def test_an_output_that_cannot_be_written_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refused(make_recipe("autoencoder", "file/run"))
+    assert message.startswith("output must be in a folder that can be written (")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "autoencoder/diffusion_pytorch_model.safetensors",
+        "autoencoder/config.json",
+        "text/text_encoder/model.safetensors",
+        "text/text_encoder/config.json",
+        "text/tokenizer/tokenizer.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
+def test_a_damaged_part_is_named(
+    make_recipe: MakeRecipe, road: Path, tiny_text: Path, tmp_path: Path, file: str, damage: str
+) -> None:
+    shutil.copytree(road / "autoencoder" / "model", tmp_path / "autoencoder")
+    shutil.copytree(tiny_text, tmp_path / "text")
+    path = tmp_path / file
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"\x00garbage" * 40}[damage])
+    model = {"autoencoder": str(tmp_path / "autoencoder"), "text_encoder": str(tmp_path / "text")}
+    assert path.parts[len(tmp_path.parts)] in refused(make_recipe("image", model=model))
+
+
+def test_a_later_failure_keeps_the_folder_of_a_run(make_recipe: MakeRecipe, squares: Path, tmp_path: Path) -> None:
+    """Only a folder that the failing call began goes; a run with checkpoints stays."""
+    shutil.copytree(squares, tmp_path / "data")
+    recipe = make_recipe("autoencoder", steps=1, data={"folder": str(tmp_path / "data")})
+    train(recipe)
+    shutil.rmtree(tmp_path / "data")
+    before = snapshot(Path(recipe.output))
+    message = refused(make_recipe("autoencoder", steps=2, data={"folder": str(tmp_path / "data")}))
+    assert message.startswith("data.folder must be a folder that exists")
+    assert snapshot(Path(recipe.output)) == before
+    assert (Path(recipe.output) / "recipe.json").exists()

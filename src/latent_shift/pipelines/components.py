@@ -112,8 +112,12 @@ def load_component(
     for kind, keys in wrong.items():
         if keys:
             raise InputError(f"weights in {folder}", f"{kind.replace('_', ' ')} {keys[:3]}", "fit the network")
-    # Not by its own `to`, nor by an argument of `from_pretrained`, whose name depends on the library's version.
-    return torch.nn.Module.to(component, dtype or torch.float32)
+    # Not by an argument of `from_pretrained`, whose name depends on the library's version. And copied: in the file's
+    # buffer tensors start at any address, and matrix products of such round otherwise than those of the saved network.
+    for tensor in (*component.parameters(), *component.buffers()):
+        kept = dtype or torch.float32 if tensor.is_floating_point() else tensor.dtype
+        tensor.data = tensor.data.to(kept, copy=True)
+    return component
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class AutoencoderStage:
     def preview(self, folder: Path) -> None:
         """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
         originals, rebuilt, psnr = self._reconstruct()
-        rows = [np.concatenate([a, b], axis=1) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
+        rows = [np.concatenate([a, b]) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
         write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1.0)
         write_json(folder / "psnr.json", {"unseen_frames": len(originals), "psnr_db": round(psnr, 2)})
 

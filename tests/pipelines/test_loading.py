@@ -1,0 +1,67 @@
+"""Covers `latent_shift.pipelines.loading`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import latent_shift
+from latent_shift.core.errors import InputError
+from latent_shift.pipelines import MODELS, load_pipeline
+from latent_shift.pipelines.loading import model_folder, resolve_device
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_dtypes_on_the_cpu(saved: Path, name: str, dtype: torch.dtype) -> None:
+    pipeline = load_pipeline(str(saved), "cpu", name)
+    assert pipeline.unet.dtype == dtype
+    assert pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert not any(part.training for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    pipeline.set_progress_bar_config(disable=True)
+    results = []
+    for one in (pipeline, load_pipeline(str(saved), "cpu", "fp32")):
+        one.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+        results.append(one("a red heart", **options).frames)
+    assert results[0].dtype == np.float32
+    np.testing.assert_allclose(*results, atol={"fp32": 0, "bf16": 0.1, "fp16": 0.02}[name])
+
+
+def test_auto_takes_what_the_processor_is_good_at(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
+        assert load_pipeline(str(saved), "cpu").unet.dtype == dtype
+
+
+def test_auto_takes_the_fastest_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, name in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert resolve_device("auto") == torch.device(name)
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_models_by_name_lie_in_the_package() -> None:
+    package = Path(latent_shift.__file__).parent
+    assert [model_folder(name) for name in MODELS] == [package / "weights" / name for name in MODELS]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "nothing"}, "model must be one of emoji or a folder with a model_index.json, got 'nothing'"),
+        ({"model": "."}, r"model must be one of emoji or a folder with a model_index.json, got '\.'"),
+        ({"dtype": "fp8"}, "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
+        ({"device": "gameboy"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'gameboy'"),
+        ({"device": "cuda:97"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'cuda:97'"),
+    ],
+)
+def test_names_that_are_refused(saved: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_pipeline(**{"model": str(saved), "device": "cpu", **options})

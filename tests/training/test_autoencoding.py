@@ -1,0 +1,170 @@
+"""What a step of the autoencoder stage learns from, its loss, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_shift import PatchAutoencoderKL
+from latent_shift.core.errors import InputError
+from latent_shift.data.records import CaptionedVideoFolder, write_records
+from latent_shift.media import read_video
+from latent_shift.training.autoencoding import AutoencoderStage, _unseen
+
+from .conftest import MakeRecipe
+
+
+def make(recipe: Any) -> AutoencoderStage:
+    return AutoencoderStage(recipe, torch.device("cpu"))
+
+
+def all_frames(squares: Path) -> np.ndarray:
+    folder = CaptionedVideoFolder(squares)
+    return np.concatenate([folder.read(record.index).frames for record in folder])
+
+
+def unseen_labels(squares: Path) -> set[str]:
+    labels = [record.metadata["label"] for record in CaptionedVideoFolder(squares)]
+    return {label for label, out in zip(labels, _unseen(labels), strict=True) if out}
+
+
+def test_a_share_of_the_groups_but_at_least_one_is_kept_out() -> None:
+    few = ["red", "red", "blue", "green"]
+    out = _unseen(few)
+    assert {group for group, kept in zip(few, out, strict=True) if kept} != set()
+    assert len({group for group, kept in zip(few, out, strict=True) if kept}) == 1
+    many = [f"label {number}" for number in range(3000) for _ in range(2)]
+    assert sum(_unseen(many)) / len(many) == pytest.approx(0.02, abs=0.01)
+    assert _unseen(many)[::2] == _unseen(many)[1::2]
+
+
+def test_a_batch_is_crops_of_seen_frames_and_a_function_of_seed_and_step(
+    make_recipe: MakeRecipe, squares: Path
+) -> None:
+    first, second = make(make_recipe("autoencoder")), make(make_recipe("autoencoder"))
+    other = make(make_recipe("autoencoder", seed=1))
+    seen = [
+        frame[top : top + 8, left : left + 8]
+        for record in CaptionedVideoFolder(squares)
+        if record.metadata["label"] not in unseen_labels(squares)
+        for frame in read_video(record.path).frames
+        for top in range(9)
+        for left in range(9)
+    ]
+    crops = {crop.tobytes() for crop in seen} | {crop[:, ::-1].tobytes() for crop in seen}
+    assert torch.equal(second._batch(5, 8), first._batch(5, 8))
+    different = 0
+    for step in range(6):
+        batch = first._batch(step, 8)
+        assert batch.shape == (4, 3, 8, 8)
+        assert torch.equal(batch, second._batch(step, 8))
+        different += not torch.equal(batch, other._batch(step, 8))
+        pixels = ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert all(np.ascontiguousarray(crop).tobytes() in crops for crop in pixels)
+    assert different == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_weight": 0.0, "kl_weight": 0.0},
+        {"gradient_weight": 3.0, "kl_weight": 0.0},
+        {"gradient_weight": 0.0, "kl_weight": 0.1},
+        {"gradient_weight": 0.0, "kl_weight": 0.0, "crop": 16},
+    ],
+)
+def test_the_loss_is_l1_and_gradients_and_kl(make_recipe: MakeRecipe, options: dict[str, float]) -> None:
+    stage = make(make_recipe("autoencoder", autoencoder_loss=options))
+    pictures = stage._batch(2, int(options.get("crop", 8)))
+    losses = []
+    with torch.no_grad():
+        loss = stage.loss(2)
+        assert torch.equal(loss, stage.loss(2))
+        posterior = stage.network.encode(pictures).latent_dist
+        mean, std = posterior.mean, posterior.std
+        kl = 0.5 * (mean**2 + std**2 - 1 - torch.log(std**2)).sum(dim=(1, 2, 3)).mean()
+        # The noise is the stage's own; at the start the variance is so small that other noise gives nearly the same.
+        for seed in range(40):
+            torch.manual_seed(seed)
+            error = stage.network.decode(mean + std * torch.randn(mean.shape)).sample - pictures
+            across = (error[..., 1:] - error[..., :-1]).abs().mean()
+            down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+            losses.append(error.abs().mean() + options["gradient_weight"] * (across + down))
+    expected = torch.stack(losses).mean() + options["kl_weight"] * kl
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+    if options["kl_weight"]:
+        assert options["kl_weight"] * kl > 0.2 * expected
+
+
+def test_the_loss_of_a_batch_can_be_learned(make_recipe: MakeRecipe) -> None:
+    stage = make(make_recipe("autoencoder"))
+    optimizer = torch.optim.AdamW(stage.network.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = stage.loss(0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_labels_are_balanced_where_the_recipe_says_so(make_recipe: MakeRecipe) -> None:
+    by_label, by_record = (
+        make(make_recipe("autoencoder", data={"balance_by": key})) for key in ("label", "no such key")
+    )
+    assert len(by_label._order) == 3
+    assert len(by_record._order) == 11
+
+
+def test_the_preview_shows_unseen_frames_above_their_reconstructions(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path
+) -> None:
+    stage = make(make_recipe("autoencoder"))
+    with torch.no_grad():
+        stage.preview(tmp_path)
+    (label,) = unseen_labels(squares)
+    unseen = [
+        read_video(record.path).frames[0]
+        for record in CaptionedVideoFolder(squares)
+        if record.metadata["label"] == label
+    ]
+    sheet = read_video(tmp_path / "reconstructions.png").frames[0]
+    facts = json.loads((tmp_path / "psnr.json").read_text())
+    assert facts["unseen_frames"] == len(unseen) == 3
+    psnr = []
+    for index, frame in enumerate(unseen):
+        tile = sheet[:, 18 * index : 18 * index + 16]
+        assert (tile[:16] == frame).all()
+        error = (tile[16:32].astype(float) - frame) ** 2
+        psnr.append(10 * np.log10(255**2 / error.mean()))
+    assert facts["psnr_db"] == pytest.approx(np.mean(psnr), abs=0.01)
+
+
+def test_the_model_knows_mean_and_deviation_of_its_latents(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path
+) -> None:
+    stage = make(make_recipe("autoencoder"))
+    with torch.no_grad():
+        stage.export(tmp_path / "model")
+        network = PatchAutoencoderKL.from_pretrained(tmp_path / "model")
+        pixels = torch.from_numpy(all_frames(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        folder = CaptionedVideoFolder(squares)
+        out = unseen_labels(squares)
+        seen = [record.metadata["label"] not in out for record in folder for _ in range(record.metadata["num_frames"])]
+        latents = network.encode(pixels[torch.tensor(seen)]).latent_dist.mean
+    torch.testing.assert_close(torch.tensor(network.config.latents_mean), latents.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(network.config.latents_std), latents.std(dim=(0, 2, 3)))
+
+
+def test_one_label_is_too_few(make_recipe: MakeRecipe, squares: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "clips").mkdir(parents=True)
+    (tmp_path / "data" / "clips" / "red0.webp").write_bytes((squares / "clips" / "red0.webp").read_bytes())
+    write_records(tmp_path / "data", [{"file_name": "clips/red0.webp", "caption": "red"}])
+    with pytest.raises(InputError, match="data.folder must have at least two different labels or records"):
+        make(make_recipe("autoencoder", data={"folder": str(tmp_path / "data")}))
