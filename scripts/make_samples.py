@@ -59,13 +59,13 @@ def main() -> None:
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
 
-    captions = pick_captions(stage_records(records, "video"), "sheet", 24)
+    captions = pick_captions(stage_records(records, "video"), "sheet", 15)
     clips = draw(pipeline, captions)
-    write_video(arguments.output / "samples.webp", tile(clips[:15], 5), pipeline.config.fps, quality=80)
+    write_video(arguments.output / "samples.webp", tile(clips, 5), pipeline.config.fps, quality=80)
     write_video(
         arguments.output / "samples.png", contact_sheet([clip[::3] for clip in clips], labels=captions)[None], 1
     )
-    missed = pick_captions(heldout, "heldout sheet", 12)
+    missed = pick_captions(heldout, "heldout sheet", 6)
     sheet = contact_sheet([clip[::3] for clip in draw(pipeline, missed)], labels=missed)
     write_video(arguments.output / "heldout_samples.png", sheet[None], 1)
     (arguments.output / "samples.json").write_text(json.dumps({"seen": captions, "held_out": missed}, indent=1) + "\n")

@@ -216,6 +216,6 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     parts = size.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() for part in parts):
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError("--size", size, "be a number of pixels or WIDTHxHEIGHT")
     return int(parts[0]), int(parts[-1])

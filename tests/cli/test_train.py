@@ -1,0 +1,144 @@
+"""`latent-shift train`: dry runs, a run on the tiny data, stops, and bad recipes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from latent_shift.training import Recipe
+from latent_shift.training.autoencoding import AutoencoderStage
+
+from .conftest import Refused, Run
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+def toml(tree: dict[str, Any], name: str = "") -> str:
+    """A nested dict as TOML."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    tables = [toml(value, f"{name}{key}.") for key, value in tree.items() if isinstance(value, dict)]
+    return "\n".join([f"[{name[:-1]}]" if name else "", *plain, *tables])
+
+
+@pytest.fixture
+def recipe(make_tree: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """A file with a tiny run of the autoencoder stage, two steps long."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(toml(make_tree("autoencoder", Path("run"), steps=2)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Run, path: Path) -> None:
+    result = run("train", path, "--dry-run", "--set", "steps=17", "--set", "data.folder=elsewhere")
+    assert (result.code, result.err) == (0, "")
+    printed = json.loads(result.out)
+    assert Recipe(**printed).model_dump(mode="json") == printed
+    assert (printed["steps"], printed["data"]["folder"]) == (17, "elsewhere")
+    assert printed["output"] == f"runs/{path.stem}"
+    # What the file does not say is there, too.
+    assert printed["optimizer"]["betas"] == [0.9, 0.99]
+    assert list(Path().iterdir()) == []
+
+
+def test_a_run_prints_its_recipe_and_where_the_model_is(run: Run, recipe: Path) -> None:
+    result = run("train", recipe)
+    assert result.code == 0, result.err
+    printed, end = json.JSONDecoder().raw_decode(result.out)
+    assert printed["output"] == "run"
+    assert "step 2/2" in result.out[end:]
+    assert result.out.endswith("model: run/model\n")
+    assert (Path("run") / "model" / "config.json").is_file()
+    assert json.loads((Path("run") / "recipe.json").read_text())["recipe"] == printed
+    before = (Path("run") / "done.json").stat().st_mtime_ns
+    assert run("train", recipe).out.endswith("model: run/model\n")
+    assert (Path("run") / "done.json").stat().st_mtime_ns == before
+
+
+def test_settings_of_the_command_line_win(run: Run, recipe: Path) -> None:
+    assert run("train", recipe, "--set", "steps=1", "--set", "output=other run").code == 0
+    assert json.loads((Path("other run") / "done.json").read_text())["steps"] == 1
+
+
+def test_ctrl_c_ends_with_130_one_line_and_a_checkpoint(
+    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = AutoencoderStage.loss
+
+    def stop(self: AutoencoderStage, step: int) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return loss(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderStage, "loss", stop)
+        result = run("train", recipe)
+    assert result.code == 130
+    expected = "latent-shift: error: stopped after step 1; the same command goes on from there"
+    assert result.err.splitlines()[-1] == expected
+    assert "Traceback" not in result.err
+    assert run("train", recipe).code == 0
+    assert json.loads((Path("run") / "done.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stpes=3", "key must be a known key; did you mean 'steps'?, got 'stpes'"),
+        ("optimizer.leraning_rate=1", "key must be a known key; did you mean 'learning_rate'?, got 'optimizer.lera"),
+        ("model.arguments.latent_chanels=4", "key must be a known key; did you mean 'latent_channels'?, got 'model"),
+        ("steps=0", "steps must be valid (Input should be greater than or equal to 1), got 0"),
+        ("steps", "--set must look like key.subkey=value, got 'steps'"),
+        ("stage=video", "recipe must be valid (the video stage needs model.init, a text-to-image model), got {"),
+        ("data.folder=nowhere", "data.folder must be a folder that exists, got 'nowhere'"),
+        ("data.size=64", "data.size must be the size of the folder's frames (16x16), got 64"),
+        ("device=tpu", "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
+        ("output=../tiny.toml/run", "output must be in a folder that can be written ("),
+    ],
+)
+def test_a_bad_setting_is_one_line(refused: Refused, recipe: Path, setting: str, message: str) -> None:
+    assert refused("train", recipe, "--set", setting).startswith(message)
+
+
+def test_an_empty_data_folder_is_one_line(refused: Refused, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refused("train", recipe, "--set", f"data.folder={tmp_path / 'empty'}")
+    assert message == f"data.folder must hold a metadata.jsonl (it is empty), got {str(tmp_path / 'empty')!r}"
+
+
+def test_a_bad_key_in_a_file_is_one_line(refused: Refused, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("crop =", "corp ="))
+    expected = "key must be a known key; did you mean 'crop'?, got 'autoencoder_loss.corp'"
+    assert refused("train", recipe) == expected
+    assert refused("train", recipe, "--dry-run") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "recipe must be a TOML file that can be read, got"),
+        ("steps = = 2", "recipe must be valid TOML ("),
+        ("", "stage must be given, got None"),
+    ],
+)
+def test_a_bad_file_is_one_line(refused: Refused, tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    if content is not None:
+        path.write_text(content)
+    assert refused("train", path).startswith(message)
+
+
+def test_a_loss_that_is_no_number_is_one_line_and_code_1(
+    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = AutoencoderStage.loss
+    monkeypatch.setattr(AutoencoderStage, "loss", lambda self, step: loss(self, step) * float("inf"))
+    result = run("train", recipe)
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("latent-shift: error: the loss of step 1 is inf; start anew")
+    assert "Traceback" not in result.err
