@@ -26,7 +26,7 @@ test-slow: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
-	$(RUN)/codespell src tests docs recipes scripts README.md CHANGELOG.md Makefile
+	$(RUN)/codespell src docs recipes scripts README.md CHANGELOG.md Makefile
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 

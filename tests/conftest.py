@@ -1,4 +1,4 @@
-"""Tiny real things, made on the spot: captioned clips of a moving square, a text encoder, and the three stages on them."""
+"""Tiny real things, made on the spot: captioned clips of a moving square, a text encoder, the three stages on them."""
 
 from __future__ import annotations
 
