@@ -128,8 +128,10 @@ def damaged_files_named(folder: Path) -> Iterator[None]:
     except LatentShiftError:
         raise
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{_damaged_file(folder) or folder} cannot be loaded: {first_line}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # PyTorch's first line ends with a colon; what does not fit is the second.
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        raise DataError(f"{_damaged_file(folder) or folder} cannot be loaded: {reason}") from error
 
 
 def _text_encoder_options(loaded_class: Any) -> Mapping[str, Any]:
