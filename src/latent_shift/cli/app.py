@@ -11,6 +11,7 @@ from latent_shift import __version__
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
 from .data import data
+from .evaluate import evaluate
 from .generate import generate
 from .train import train
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(train)
 app.add_typer(data)
+app.add_typer(evaluate)
 
 
 @app.callback(invoke_without_command=True)

@@ -33,20 +33,11 @@ def emoji(
 
       latent-shift data emoji --packages downloads/ --workers 4
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from latent_shift.data.emoji import build_emoji
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, int] = {}
+    from ._progress import progress_bars
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
-
+    with progress_bars() as show:
         summary = build_emoji(output, packages=packages, workers=workers, progress=show)
     values = dataclasses.asdict(summary)
     typer.echo(json.dumps(values, default=str, ensure_ascii=False) if as_json else _lines(values))

@@ -1,0 +1,82 @@
+"""`latent-shift evaluate`: measures models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+evaluate = typer.Typer(name="evaluate", help="Measure models.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@evaluate.callback()
+def _evaluate() -> None:
+    """Keeps `emoji` a subcommand even while it is the only one."""
+
+
+@evaluate.command()
+def emoji(
+    model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
+    data: Annotated[Path, typer.Option(help="The folder that `latent-shift data emoji` made.")] = Path("data/emoji"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the clips are kept.")] = Path("runs/evaluation"),
+    base: Annotated[str | None, typer.Option(help="Folder of the text-to-image base, for its floor row.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="training, heldout, pairs, paraphrase. [default: all]")
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Also make every clip as a loop, and see whether it closes.")
+    ] = False,
+    floors: Annotated[bool, typer.Option(help="Also make every clip with the shift off.")] = True,
+    limit: Annotated[int | None, typer.Option(help="At most so many clips of each set, for trials.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="All clips' seeds follow from it.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, for programs.")] = False,
+) -> None:
+    """Does the emoji model draw what the sentence says, and move as that thing moves? A rerun goes on.
+
+    Examples:
+      latent-shift evaluate emoji --loop --base runs/emoji-image/model --json
+
+      latent-shift evaluate emoji --model runs/emoji-video/model --set training --limit 20 --no-floors
+    """
+    from latent_shift.evaluation import EvaluationOptions, evaluate_emoji
+    from latent_shift.evaluation.emoji import SETS
+
+    from ._progress import progress_bars
+    from ._quiet import quiet_libraries
+
+    options = EvaluationOptions(
+        steps=steps,
+        guidance_scale=guidance,
+        seed=seed,
+        limit=limit,
+        loop=loop,
+        floors=floors,
+        batch_size=batch_size,
+        sets=tuple(sets or SETS),
+    )
+    quiet_libraries()
+    with progress_bars() as show:
+        result = evaluate_emoji(model, data, output, options, base, device, dtype, show)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else _table(result))
+
+
+def _table(result: dict[str, Any]) -> str:
+    """The scores, a row each."""
+    lines = [f"{'':24}{'clips':>6}{'top-1':>8}{'top-5':>8}{'tone':>8}{'r2':>8}{'ratio':>8}{'seam':>8}"]
+    for name in (name for name, value in result.items() if isinstance(value, dict) and "match" in value):
+        scores = result[name]
+        rows = {name: scores, "  ceiling": scores["ceiling"]}
+        rows |= {f"  floor: {row}": floor for row, floor in scores["floor"].items()}
+        for title, row in rows.items():
+            match, motion = row["match"], row["motion"]
+            values = [match["top1"], match["top5"], match.get("tone"), motion["r2"], motion["ratio"], row.get("seam")]
+            cells = "".join(f"{'' if value is None else format(value, '.3f'):>8}" for value in values)
+            lines.append(f"{title:24}{row['clips']:>6}{cells}")
+    return "\n".join([*lines, f"autoencoder on unseen frames: {result['autoencoder']['psnr_db']} dB PSNR"])

@@ -1,0 +1,424 @@
+"""`latent-shift evaluate emoji`: does the default model draw what the sentence says, and move as that thing moves?
+
+Who is asked for, by rule and never by eye (`h` is `core.seeding.hash_fraction`):
+
+training      100 labels with a clip that the video stage may see, spread over the groups: within its group a label's
+              place is its rank by `h("evaluate", label)` over the group's size, and the lowest 100 places are taken.
+heldout       One label of each held-out family: the one whose still the image stage may see.
+pairs         Each held-out pair of label and skin tone.
+paraphrase    The 100 labels again, each asked for by the tag that no caption has (labels without such a tag are not).
+
+Every clip is made once, with a seed of its own, and kept as a lossless file in a folder that is named by model and
+settings; a second run takes what is there. The scores are computed from the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from latent_shift import __version__
+from latent_shift.core.errors import InputError
+from latent_shift.core.files import atomic_path, sha256_file, write_json
+from latent_shift.core.seeding import derive_seed, hash_fraction
+from latent_shift.core.shapes import check_at_least
+from latent_shift.data.heldout import load_heldout, stage_records, verify_heldout
+from latent_shift.data.records import METADATA_FILE, CaptionedVideo, CaptionedVideoFolder
+from latent_shift.media import Frames, read_video, write_video
+from latent_shift.metrics import (
+    EfficientNetLite0,
+    LabelledFeatures,
+    clip_features,
+    frame_difference,
+    load_efficientnet_lite0,
+    loop_closes,
+    motion_r2,
+)
+from latent_shift.metrics.features import weights_path
+from latent_shift.ops import Boundary
+from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
+from latent_shift.pipelines.loading import model_folder
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is done, how much of it, and how much there is."""
+
+SETS = ("training", "heldout", "pairs", "paraphrase")
+_MATCH_FRAMES = 8
+"""A clip's features are averaged over so many evenly spaced frames."""
+_PSNR_EVERY = 6
+"""The autoencoder is measured on every sixth frame of the held-out families' clips."""
+
+Row = Literal["model", "loop", "shift_off", "base"]
+_BOUNDARIES: dict[Row, Boundary | Literal["default"] | None] = {
+    "model": "default",
+    "loop": "circular",
+    "shift_off": None,
+    "base": None,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One clip that is asked for.
+
+    Attributes:
+        prompt: the sentence.
+        label: what it should show.
+        tone: its skin tone; None where none is asked for.
+        record: index of the real clip in the data folder.
+        seed: of its noise.
+    """
+
+    prompt: str
+    label: str
+    tone: str | None
+    record: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Of the clip."""
+        words = re.sub(r"[^a-z0-9]+", "-", f"{self.label} {self.tone or ''}".lower()).strip("-")
+        return f"{words}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}.webp"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How the clips are made.
+
+    Attributes:
+        steps: denoising steps of the default solver.
+        guidance_scale: the model's own where None.
+        seed: all clips' seeds follow from it.
+        labels: how many training labels.
+        limit: at most so many clips of each set; for trials, and said in the result.
+        sets: which of `SETS`.
+        loop: also make every clip as a loop, for `seam`.
+        floors: also make the clips of the video model with its shift off.
+        batch_size: clips made at once; changes them only within rounding.
+    """
+
+    steps: int = 25
+    guidance_scale: float | None = None
+    seed: int = 0
+    labels: int = 100
+    limit: int | None = None
+    sets: tuple[str, ...] = SETS
+    loop: bool = False
+    floors: bool = True
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` for a value out of range."""
+        for name in ("steps", "labels", "batch_size"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("limit", 1 if self.limit is None else self.limit, 1)
+        for name in self.sets:
+            if name not in SETS:
+                raise InputError("sets", name, f"be among {', '.join(SETS)}")
+
+
+def evaluate_emoji(
+    model: str = "emoji",
+    data: str | Path = "data/emoji",
+    output: str | Path = "runs/evaluation",
+    options: EvaluationOptions | None = None,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Makes what is missing of the clips, and scores them.
+
+    Args:
+        model: a name or folder, as `load_pipeline` takes it.
+        data: the folder that `latent-shift data emoji` made.
+        output: where clips and real features are kept; several models can share it.
+        options: see `EvaluationOptions`.
+        base: folder of the text-to-image base, for its floor; without it that row is left out.
+        device: as `load_pipeline`.
+        dtype: as `load_pipeline`.
+        progress: told how far each part is.
+
+    Returns:
+        For each set the scores of the model, of its `ceiling` (real clips through the autoencoder) and `floor` rows,
+        as `docs/default_model.md` shows them, and the settings. All shares and medians are rounded to 4 digits.
+
+    Raises:
+        InputError: the folder is no emoji folder of this version, or an option is wrong.
+    """
+    options = options or EvaluationOptions()
+    report = progress or (lambda _what, _done, _total: None)
+    folder = CaptionedVideoFolder(data)
+    verify_heldout(folder.manifest, folder.path)
+    if not folder.manifest.get("heldout"):
+        raise InputError("data", str(data), "be a folder made by `latent-shift data emoji`")
+    subjects = {
+        name: chosen[: options.limit]
+        for name, chosen in emoji_subjects(folder, options.labels, options.seed).items()
+        if name in options.sets
+    }
+    pipeline = load_pipeline(model, device, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    network = load_efficientnet_lite0(pipeline.device)
+    reference = _real_features(folder, network, Path(output), report)
+
+    rows: dict[Row, LatentShiftPipeline] = {"model": pipeline}
+    if options.loop:
+        rows["loop"] = pipeline
+    if options.floors:
+        rows["shift_off"] = pipeline
+    if base is not None:
+        rows["base"] = load_pipeline(base, device, dtype)
+        rows["base"].set_progress_bar_config(disable=True)
+    sources = {row: base if row == "base" else model for row in rows}
+    store = {row: _ClipStore(Path(output), row, str(sources[row]), rows[row], options, dtype) for row in rows}
+    seconds = {row: clips.make_all(subjects, report) for row, clips in store.items()}
+
+    scorer = _Scorer(folder, network, reference, pipeline)
+    result: dict[str, Any] = {
+        "settings": {
+            "model": Path(model).name,
+            "model_sha256": store["model"].weights,
+            "latent_shift": __version__,
+            "torch": torch.__version__,
+            "device": str(pipeline.device),
+            "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+            "heldout": load_heldout().name,
+            "steps": options.steps,
+            "guidance_scale": store["model"].settings["guidance_scale"],
+            "seed": options.seed,
+            "limit": options.limit,
+        },
+    }
+    for name, chosen in subjects.items():
+        report(f"scoring {name}", 0, None)
+        scores = scorer.score(name, chosen, store["model"].read(name, chosen))
+        if "loop" in store:
+            loops = list(store["loop"].read(name, chosen))
+            scores["seam"] = _share(loop_closes(clip) for clip in loops)
+            scores["loop"] = scorer.score(name, chosen, loops)
+        scores["ceiling"] = scorer.score(name, chosen, scorer.reconstructions(chosen))
+        scores["ceiling"]["seam"] = _share(loop_closes(folder.read(subject.record).frames) for subject in chosen)
+        scores["floor"] = {
+            row: scorer.score(name, chosen, store[row].read(name, chosen))
+            for row in ("base", "shift_off")
+            if row in store
+        }
+        result[name] = scores
+    result["autoencoder"] = autoencoder_psnr(pipeline, folder)
+    if seconds["model"]:  # none where all clips were there
+        result["settings"]["seconds_per_clip"] = round(statistics.median(seconds["model"]), 2)
+    return result
+
+
+def emoji_subjects(folder: CaptionedVideoFolder, labels: int = 100, seed: int = 0) -> dict[str, list[Subject]]:
+    """Who is asked for, set by set; see the module."""
+    heldout = load_heldout()
+    clips = [record for record in folder if record.metadata["kind"] == "clip"]
+    plain = {record.metadata["label"]: record for record in clips if not record.metadata["tone"]}
+
+    def subject(name: str, record: CaptionedVideo, prompt: str) -> Subject:
+        label, tone = record.metadata["label"], record.metadata["tone"]
+        return Subject(prompt, label, tone, record.index, derive_seed(seed, "evaluate", name, prompt))
+
+    groups: dict[str, list[CaptionedVideo]] = defaultdict(list)
+    for record in stage_records(plain.values(), "video"):
+        groups[record.metadata["group"]].append(record)
+    places = []
+    for members in groups.values():
+        members.sort(key=lambda record: hash_fraction("evaluate", record.metadata["label"]))
+        places += [((rank + 0.5) / len(members), record.index) for rank, record in enumerate(members)]
+    chosen = [folder[index] for _, index in sorted(places)[:labels]]
+    stills = set(heldout.families.values())
+    return {
+        "training": [subject("training", record, record.caption) for record in chosen],
+        "heldout": [
+            subject("heldout", record, record.caption)
+            for record in plain.values()
+            if record.metadata["family"] in heldout.families and record.metadata["hexcode"] in stills
+        ],
+        "pairs": [
+            subject("pairs", record, record.caption)
+            for record in clips
+            if isinstance(record.metadata["tone"], str)
+            and (record.metadata["label"], record.metadata["tone"]) in heldout.pairs
+        ],
+        "paraphrase": [
+            subject("paraphrase", record, record.metadata["heldout_tag"])
+            for record in chosen
+            if record.metadata["heldout_tag"]
+        ],
+    }
+
+
+class _ClipStore:
+    """The clips of one row, in a folder named by everything that they depend on."""
+
+    def __init__(
+        self, output: Path, row: Row, model: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
+    ) -> None:
+        self._row, self._pipeline, self._batch_size = row, pipeline, options.batch_size
+        own = pipeline.config.default_guidance_scale
+        self.weights = _folder_hash(model_folder(model))
+        self.settings = {
+            "row": row,
+            "model": self.weights,
+            "steps": options.steps,
+            "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
+            "dtype": dtype,
+            "device": pipeline.device.type,
+        }
+        name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+        self._folder = output / f"{row}-{name}"
+
+    def make_all(self, subjects: dict[str, list[Subject]], report: Progress) -> list[float]:
+        """Makes what is missing; returns the seconds of each clip made."""
+        write_json(self._folder / "settings.json", self.settings)
+        everyone = [(name, subject) for name, chosen in subjects.items() for subject in chosen]
+        missing = [(name, subject) for name, subject in everyone if not self._path(name, subject).is_file()]
+        seconds: list[float] = []
+        for start in range(0, len(missing), self._batch_size):
+            report(f"clips: {self._row}", len(everyone) - len(missing) + start, len(everyone))
+            batch = missing[start : start + self._batch_size]
+            started = time.perf_counter()
+            clips = self._make([subject for _, subject in batch])
+            seconds += [(time.perf_counter() - started) / len(batch)] * len(batch)
+            for (name, subject), clip in zip(batch, clips, strict=True):
+                facts = {"prompt": subject.prompt, "seed": str(subject.seed)}
+                write_video(self._path(name, subject), clip, self._pipeline.config.fps, facts, lossless=True)
+        report(f"clips: {self._row}", len(everyone), len(everyone))
+        return seconds
+
+    def read(self, name: str, subjects: Sequence[Subject]) -> Iterable[Frames]:
+        """The clips of a set, in the order of `subjects`."""
+        return (read_video(self._path(name, subject)).frames for subject in subjects)
+
+    def _path(self, name: str, subject: Subject) -> Path:
+        return self._folder / name / subject.file_name
+
+    def _make(self, subjects: Sequence[Subject]) -> Frames:
+        still = self._row == "base"
+        output: Any = self._pipeline(
+            [subject.prompt for subject in subjects],
+            num_frames=1 if still else None,
+            num_inference_steps=self.settings["steps"],
+            guidance_scale=self.settings["guidance_scale"],
+            boundary=_BOUNDARIES[self._row],
+            generator=[torch.Generator().manual_seed(subject.seed) for subject in subjects],
+            output_type="np",
+        )
+        return (np.asarray(output.frames) * 255).round().astype(np.uint8)
+
+
+class _Scorer:
+    """Compares clips with the real ones of their labels."""
+
+    def __init__(
+        self,
+        folder: CaptionedVideoFolder,
+        network: EfficientNetLite0,
+        reference: LabelledFeatures,
+        pipeline: LatentShiftPipeline,
+    ) -> None:
+        self._folder, self._network, self._reference, self._pipeline = folder, network, reference, pipeline
+
+    def score(self, name: str, subjects: Sequence[Subject], clips: Iterable[Frames]) -> dict[str, Any]:
+        """Match and motion of one set, each clip against its subject."""
+        top1, top5, tones, r2, ratios = [], [], [], [], []
+        for subject, clip in zip(subjects, clips, strict=True):
+            real = self._folder.read(subject.record).frames
+            if len(clip) == 1:
+                clip = np.repeat(clip, len(real), axis=0)
+            feature = clip_features(self._network, [_match_frames(clip)])[0]
+            ranked = self._reference.ranked_labels(feature)
+            tone = name != "pairs" or self._reference.nearest_tone(feature, subject.label) == subject.tone
+            tones.append(tone)
+            top1.append(tone and ranked[0] == subject.label)
+            top5.append(tone and subject.label in ranked[:5])
+            difference = frame_difference(real)
+            if difference > 0:
+                r2.append(motion_r2(clip, real))
+                ratios.append(frame_difference(clip) / difference)
+        match = {"top1": _share(top1), "top5": _share(top5)}
+        if name == "pairs":
+            match["tone"] = _share(tones)
+        motion = {"r2": _median(r2), "ratio": _median(ratios)}
+        return {"clips": len(subjects), "match": match, "motion": motion}
+
+    def reconstructions(self, subjects: Sequence[Subject]) -> Iterable[Frames]:
+        """The real clips through the autoencoder."""
+        return (reconstruct(self._pipeline, self._folder.read(subject.record).frames) for subject in subjects)
+
+
+@torch.no_grad()
+def reconstruct(pipeline: LatentShiftPipeline, frames: Frames, chunk: int = 8) -> Frames:
+    """Frames through the autoencoder, from the mean of its posterior."""
+    vae, parts = pipeline.vae, []
+    for start in range(0, len(frames), chunk):
+        part = torch.from_numpy(np.ascontiguousarray(frames[start : start + chunk])).permute(0, 3, 1, 2)
+        pictures = (part.float() / 127.5 - 1).to(pipeline.device, vae.dtype)
+        decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample.float()
+        parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+    return torch.cat(parts).numpy()
+
+
+def autoencoder_psnr(pipeline: LatentShiftPipeline, folder: CaptionedVideoFolder) -> dict[str, Any]:
+    """Mean PSNR in dB over frames of the held-out families: unseen, but for one still a family."""
+    families, values = load_heldout().families, []
+    for record in folder:
+        if record.metadata["kind"] == "clip" and record.metadata["family"] in families:
+            frames = folder.read(record.index).frames[::_PSNR_EVERY]
+            error = np.square(reconstruct(pipeline, frames).astype(np.float64) - frames).mean(axis=(1, 2, 3))
+            values += (10 * np.log10(255**2 / np.maximum(error, 1e-10))).tolist()
+    return {"frames": len(values), "psnr_db": round(float(np.mean(values)), 2) if values else None}
+
+
+def _real_features(
+    folder: CaptionedVideoFolder, network: EfficientNetLite0, output: Path, report: Progress
+) -> LabelledFeatures:
+    """Features of every real clip, from the last run where nothing changed."""
+    clips = [record for record in folder if record.metadata["kind"] == "clip"]
+    key = f"{sha256_file(folder.path / METADATA_FILE)} {sha256_file(weights_path())} {_MATCH_FRAMES}"
+    path = output / f"real-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+    if not path.is_file():
+        rows = []
+        for done, record in enumerate(clips):
+            report("features of the real clips", done, len(clips))
+            rows.append(clip_features(network, [_match_frames(folder.read(record.index).frames)]))
+        with atomic_path(path) as temporary:
+            np.save(temporary, np.concatenate(rows), allow_pickle=False)
+    features = np.load(path, allow_pickle=False)
+    labels = [record.metadata["label"] for record in clips]
+    tones = [record.metadata["tone"] if isinstance(record.metadata["tone"], str) else None for record in clips]
+    return LabelledFeatures(features, labels, tones)
+
+
+def _match_frames(frames: Frames) -> Frames:
+    return frames[:: max(1, len(frames) // _MATCH_FRAMES)][:_MATCH_FRAMES]
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _share(hits: Iterable[bool]) -> float | None:
+    values = list(hits)
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
