@@ -67,8 +67,8 @@ class _InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else functional.relu6(self.expand(x))
-        y = self.project(functional.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        y = functional.relu6(self.depthwise(y))
+        return x + self.project(y) if self.residual else self.project(y)  # type: ignore[no-any-return]
 
 
 class EfficientNetLite0(nn.Module):
