@@ -1,6 +1,15 @@
-"""The networks: the shifted U-Net, the small autoencoder of the default model, presets."""
+"""The networks: the shifted U-Net, the paper's baseline, the small autoencoder of the default model."""
 
 from .autoencoder import PatchAutoencoderKL
-from .unet import LatentShiftUNet, ShiftResnetBlock2D
+from .latent_shift_unet import LatentShiftUNet, ShiftResnetBlock2D
+from .latent_vdm_unet import LatentVDMUNet, TemporalAttention
+from .video_unet import VideoUNet
 
-__all__ = ["LatentShiftUNet", "PatchAutoencoderKL", "ShiftResnetBlock2D"]
+__all__ = [
+    "LatentShiftUNet",
+    "LatentVDMUNet",
+    "PatchAutoencoderKL",
+    "ShiftResnetBlock2D",
+    "TemporalAttention",
+    "VideoUNet",
+]

@@ -1,4 +1,4 @@
-"""Covers `latent_shift.models.unet`: against diffusers' 2-D U-Net, and against the shift hooked into it."""
+"""Covers `models.latent_shift_unet` and `video_unet`: against diffusers' 2-D U-Net, and the shift hooked into it."""
 
 from __future__ import annotations
 

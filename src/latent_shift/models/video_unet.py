@@ -1,7 +1,4 @@
-"""The temporal-shift U-Net (Latent-Shift, arXiv:2304.08477, Sec. 3.3, Fig. 3d).
-
-It is diffusers' `UNet2DConditionModel` with the shift at the entry of the residual branch of every ResNet block,
-and with the same keys: any text-to-image checkpoint loads `strict=True`, and back.
+"""A video U-Net that is diffusers' 2-D `UNet2DConditionModel` and something that mixes frames.
 
 The forward pass is written out here, block by block, and not inherited, for one reason: the number of frames and the
 boundary are then arguments of each call. State kept on the modules between calls gave wrong frames with two threads
@@ -15,72 +12,22 @@ from typing import Any, Literal, cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latent_shift.core.errors import InputError
-from latent_shift.ops import Boundary, temporal_shift_folded
-
-Placement = Literal["before_norm1", "before_conv1"]
-"""Where the shift sits in the residual branch: at its entry, or after norm and SiLU (`blockres` of TSM)."""
+from latent_shift.ops import Boundary
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _ONLY = {"class_embed_type": None, "num_class_embeds": None, "center_input_sample": False}
 
 
-class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
-    """A ResNet block whose residual branch sees the neighbouring frames; the shortcut does not (Fig. 3d).
-
-    Made from diffusers' block by changing its class: parameters, keys and hooks stay.
-    """
-
-    fold: int
-    placement: Placement
-
-    def forward(
-        self,
-        input_tensor: Float[Tensor, "batch_frames in_channels height width"],
-        temb: Float[Tensor, "batch_frames time_channels"],
-        num_frames: int = 1,
-        boundary: Boundary | None = None,
-    ) -> Float[Tensor, "batch_frames out_channels height width"]:
-        """The block on folded frames.
-
-        Args:
-            input_tensor: features of `batch * num_frames` pictures, frames fastest.
-            temb: the time embedding of each picture.
-            num_frames: frames in each clip.
-            boundary: what the first and the last frame see; None turns the shift off, as in diffusers' own block.
-        """
-        x = input_tensor
-        if boundary is not None and self.placement == "before_norm1":
-            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
-        x = self.nonlinearity(self.norm1(x))
-        if boundary is not None and self.placement == "before_conv1":
-            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
-        x = self.conv1(x)
-        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
-        if self.time_embedding_norm == "scale_shift":
-            scale, bias = time.chunk(2, dim=1)
-            x = self.norm2(x) * (1 + scale) + bias
-        else:
-            x = self.norm2(x + time)
-        x = self.conv2(self.dropout(self.nonlinearity(x)))
-        if self.conv_shortcut is not None:
-            input_tensor = self.conv_shortcut(input_tensor)
-        return (input_tensor + x) / self.output_scale_factor  # type: ignore[no-any-return]
-
-
-class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
-    """Denoises latent videos with a 2-D text-to-image U-Net and the temporal shift (Sec. 3.3).
+class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
+    """The 5-D interface that `LatentShiftUNet` and `LatentVDMUNet` share. Alone it treats each frame as a picture.
 
     Args:
-        shift_fold: into how many parts the channels are divided; two of them move (Table 6: "Shift Fold 3").
-        shift_placement: `"before_norm1"` (entry of the residual branch) or `"before_conv1"`.
-        shift_boundary: the default of `forward`'s `boundary`.
         noise_shared: share of the noise variance that the frames of a clip have in common, in training and at the
             first step of sampling, in [0, 1); 0 is the paper (mixed noise of PYoCo, arXiv:2305.10474).
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
@@ -89,40 +36,33 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
     """
 
-    def __init__(
-        self,
-        shift_fold: int = 3,
-        shift_placement: Placement = "before_norm1",
-        shift_boundary: Boundary = "zero",
-        noise_shared: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, noise_shared: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        _check_option("shift_placement", shift_placement, ("before_norm1", "before_conv1"))
-        _check_option("shift_boundary", shift_boundary, ("zero", "circular"))
-        if shift_fold < 2:
-            raise InputError("shift_fold", shift_fold, "be at least 2")
         if not 0 <= noise_shared < 1:
             raise InputError("noise_shared", noise_shared, "be in [0, 1)")
-        self.register_to_config(
-            shift_fold=shift_fold,
-            shift_placement=shift_placement,
-            shift_boundary=shift_boundary,
-            noise_shared=noise_shared,
-        )
+        self.register_to_config(noise_shared=noise_shared)
         self._refuse_unknown_parts()
-        for module in self.modules():
-            if type(module) is ResnetBlock2D:
-                module.__class__ = ShiftResnetBlock2D
-                module.fold, module.placement = shift_fold, shift_placement
+
+    def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
+        """A ResNet block on folded frames."""
+        del num_frames, boundary
+        return cast("Tensor", block(x, temb))
+
+    def _mix_attended(self, block: nn.Module, index: int, x: Tensor, num_frames: int, boundary: Any) -> Tensor:
+        """What follows the spatial transformer `block.attentions[index]`."""
+        del block, index, num_frames, boundary
+        return x
+
+    @property
+    def default_boundary(self) -> Boundary:
+        """What `boundary="default"` means."""
+        return "zero"
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
-        """Config keys of the parent too: `**kwargs` hides them from diffusers' look at the signature."""
-        keys = set(inspect.signature(input_class.__init__).parameters)  # type: ignore[misc]
-        if issubclass(input_class, LatentShiftUNet):
-            keys |= set(inspect.signature(UNet2DConditionModel.__init__).parameters)
-        return keys
+        """Config keys of the parents too: `**kwargs` hides them from diffusers' look at the signature."""
+        classes = [parent for parent in input_class.__mro__ if issubclass(parent, UNet2DConditionModel)]
+        return {name for parent in classes for name in inspect.signature(parent.__init__).parameters}  # type: ignore[misc]
 
     def _refuse_unknown_parts(self) -> None:
         """Raises `InputError` for what `forward` would pass over in silence."""
@@ -155,8 +95,8 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
             sample: noisy latents; one frame is an image.
             timestep: one step for all clips, or one per clip `(batch,)`.
             encoder_hidden_states: text features, one row a clip; every frame sees the same.
-            boundary: `"zero"`, `"circular"`, or None for no shift (the 2-D network on each frame, Figs. 6 and 7);
-                the default is the config's `shift_boundary`.
+            boundary: what the first and the last frame see: `"zero"` (no neighbour) or `"circular"` (each other); None
+                for no mixing of frames (the 2-D network on each, Figs. 6 and 7); the default is `default_boundary`.
             timestep_cond: as in diffusers, one row a clip.
             encoder_attention_mask: `(batch, tokens)`, 1 keeps a token.
             cross_attention_kwargs: as in diffusers.
@@ -174,7 +114,7 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         """
         self._check_inputs(sample, encoder_hidden_states, boundary)
         batch, _, num_frames, _, _ = sample.shape
-        shift = cast("Boundary | None", self.config.shift_boundary if boundary == "default" else boundary)
+        edges = self.default_boundary if boundary == "default" else boundary
 
         # Conditions are one row a clip. They are repeated for the frames before any layer sees them, not after: matrix
         # products round by the number of rows, and so every bit is that of the 2-D network on the same frames.
@@ -199,18 +139,23 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
 
         checkpointing = torch.is_grad_enabled() and self.is_gradient_checkpointing
 
-        def run_resnet(block: ShiftResnetBlock2D, x: Tensor) -> Tensor:
+        def run_resnet(block: nn.Module, x: Tensor) -> Tensor:
             if checkpointing:
-                return cast("Tensor", checkpoint(block, x, emb, num_frames, shift, use_reentrant=False))
-            return cast("Tensor", block(x, emb, num_frames, shift))
+                arguments: Any = (block, x, emb, num_frames, edges)
+                return cast("Tensor", checkpoint(self._run_resnet, *arguments, use_reentrant=False))
+            return self._run_resnet(block, x, emb, num_frames, edges)
 
-        def run_attention(block: nn.Module, x: Tensor) -> Tensor:
-            # Checkpoints its own parts.
-            return cast("Tensor", block(x, return_dict=False, **attention)[0])
+        def run_attention(block: Any, index: int, x: Tensor) -> Tensor:
+            # A spatial transformer checkpoints its own parts.
+            x = block.attentions[index](x, return_dict=False, **attention)[0]
+            if checkpointing:
+                arguments: Any = (block, index, x, num_frames, edges)
+                return cast("Tensor", checkpoint(self._mix_attended, *arguments, use_reentrant=False))
+            return self._mix_attended(block, index, x, num_frames, edges)
 
         def resnet_and_attention(block: Any, index: int, x: Tensor) -> Tensor:
             x = run_resnet(block.resnets[index], x)
-            return run_attention(block.attentions[index], x) if getattr(block, "attentions", None) else x
+            return run_attention(block, index, x) if getattr(block, "attentions", None) else x
 
         x = self.conv_in(_fold_frames(sample))
         skips = [x]
@@ -227,8 +172,8 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
 
         mid = self.mid_block
         x = run_resnet(mid.resnets[0], x)
-        for attn, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
-            x = run_resnet(resnet, run_attention(attn, x))
+        for index, resnet in enumerate(mid.resnets[1:]):
+            x = run_resnet(resnet, run_attention(mid, index, x))
         if mid_block_additional_residual is not None:
             x = x + _fold_frames(mid_block_additional_residual)
 
@@ -247,7 +192,7 @@ class LatentShiftUNet(UNet2DConditionModel):  # type: ignore[misc]
         if sample.ndim != 5:
             raise InputError("sample", tuple(sample.shape), "have 5 axes (batch, channels, frames, height, width)")
         if boundary not in (None, "default"):
-            _check_option("boundary", boundary, ("zero", "circular"))
+            check_option("boundary", boundary, ("zero", "circular"))
         if encoder_hidden_states.shape[0] != sample.shape[0]:
             raise InputError("encoder_hidden_states", tuple(encoder_hidden_states.shape), f"have {len(sample)} rows")
         factor = 2**self.num_upsamplers
@@ -277,6 +222,7 @@ def _repeat(rows: Any, times: int) -> Any:
     return [_repeat(value, times) for value in rows] if isinstance(rows, list) else rows
 
 
-def _check_option(name: str, value: Any, known: tuple[str, ...]) -> None:
+def check_option(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises `InputError` unless `value` is one of `known`."""
     if value not in known:
         raise InputError(name, value, f"be one of {', '.join(known)}")

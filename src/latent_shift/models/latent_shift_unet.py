@@ -1,0 +1,104 @@
+"""The temporal-shift U-Net (Latent-Shift, arXiv:2304.08477, Sec. 3.3, Fig. 3d).
+
+It is diffusers' `UNet2DConditionModel` with the shift at the entry of the residual branch of every ResNet block,
+and with the same keys: any text-to-image checkpoint loads `strict=True`, and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from diffusers.models.resnet import ResnetBlock2D
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latent_shift.core.errors import InputError
+from latent_shift.ops import Boundary, temporal_shift_folded
+
+from .video_unet import VideoUNet, check_option
+
+Placement = Literal["before_norm1", "before_conv1"]
+"""Where the shift sits in the residual branch: at its entry, or after norm and SiLU (`blockres` of TSM)."""
+
+
+class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
+    """A ResNet block whose residual branch sees the neighbouring frames; the shortcut does not (Fig. 3d).
+
+    Made from diffusers' block by changing its class: parameters, keys and hooks stay.
+    """
+
+    fold: int
+    placement: Placement
+
+    def forward(
+        self,
+        input_tensor: Float[Tensor, "batch_frames in_channels height width"],
+        temb: Float[Tensor, "batch_frames time_channels"],
+        num_frames: int = 1,
+        boundary: Boundary | None = None,
+    ) -> Float[Tensor, "batch_frames out_channels height width"]:
+        """The block on folded frames.
+
+        Args:
+            input_tensor: features of `batch * num_frames` pictures, frames fastest.
+            temb: the time embedding of each picture.
+            num_frames: frames in each clip.
+            boundary: what the first and the last frame see; None turns the shift off, as in diffusers' own block.
+        """
+        x = input_tensor
+        if boundary is not None and self.placement == "before_norm1":
+            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
+        x = self.nonlinearity(self.norm1(x))
+        if boundary is not None and self.placement == "before_conv1":
+            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
+        x = self.conv1(x)
+        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        if self.time_embedding_norm == "scale_shift":
+            scale, bias = time.chunk(2, dim=1)
+            x = self.norm2(x) * (1 + scale) + bias
+        else:
+            x = self.norm2(x + time)
+        x = self.conv2(self.dropout(self.nonlinearity(x)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        return (input_tensor + x) / self.output_scale_factor  # type: ignore[no-any-return]
+
+
+class LatentShiftUNet(VideoUNet):
+    """Denoises latent videos with a 2-D text-to-image U-Net and the temporal shift (Sec. 3.3).
+
+    Args:
+        shift_fold: into how many parts the channels are divided; two of them move (Table 6: "Shift Fold 3").
+        shift_placement: `"before_norm1"` (entry of the residual branch) or `"before_conv1"`.
+        shift_boundary: the default of `forward`'s `boundary`.
+        **kwargs: the arguments of `VideoUNet`.
+
+    Raises:
+        InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
+    """
+
+    def __init__(
+        self,
+        shift_fold: int = 3,
+        shift_placement: Placement = "before_norm1",
+        shift_boundary: Boundary = "zero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_option("shift_placement", shift_placement, ("before_norm1", "before_conv1"))
+        check_option("shift_boundary", shift_boundary, ("zero", "circular"))
+        if shift_fold < 2:
+            raise InputError("shift_fold", shift_fold, "be at least 2")
+        self.register_to_config(shift_fold=shift_fold, shift_placement=shift_placement, shift_boundary=shift_boundary)
+        for module in self.modules():
+            if type(module) is ResnetBlock2D:
+                module.__class__ = ShiftResnetBlock2D
+                module.fold, module.placement = shift_fold, shift_placement
+
+    @property
+    def default_boundary(self) -> Boundary:
+        """The config's `shift_boundary`."""
+        return cast("Boundary", self.config.shift_boundary)
+
+    def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
+        return cast("Tensor", block(x, temb, num_frames, boundary))
