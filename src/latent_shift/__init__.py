@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .models import LatentShiftUNet, PatchAutoencoderKL
+    from .models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
     from .ops import temporal_shift
     from .pipelines import LatentShiftPipeline
 
@@ -18,11 +18,19 @@ __version__ = "0.1.0"
 _ROOMS = {
     "LatentShiftPipeline": "pipelines",
     "LatentShiftUNet": "models",
+    "LatentVDMUNet": "models",
     "PatchAutoencoderKL": "models",
     "temporal_shift": "ops",
 }
 
-__all__ = ["LatentShiftPipeline", "LatentShiftUNet", "PatchAutoencoderKL", "__version__", "temporal_shift"]
+__all__ = [
+    "LatentShiftPipeline",
+    "LatentShiftUNet",
+    "LatentVDMUNet",
+    "PatchAutoencoderKL",
+    "__version__",
+    "temporal_shift",
+]
 
 
 def __getattr__(name: str) -> Any:

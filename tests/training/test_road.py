@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latent_shift import LatentShiftPipeline, LatentShiftUNet, PatchAutoencoderKL
+from latent_shift import LatentShiftPipeline, LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.media import read_video
 from latent_shift.training import train
 from latent_shift.training.checkpoint import latest_checkpoint
@@ -112,6 +112,21 @@ def test_stages_hand_on_their_parts(road: Path) -> None:
     assert any(not torch.equal(image[name], video[name]) for name in image)
     # Four steps at a rate of 2e-4 do not go far from the image model.
     assert all(torch.allclose(image[name].float(), video[name].float(), atol=0.01) for name in image)
+
+
+def test_the_baseline_takes_the_same_road(make_recipe: MakeRecipe, road: Path) -> None:
+    folder = train(make_recipe("video", model={"video": "vdm", "arguments": {"temporal_heads": 2}}))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["unet"] == ["latent_shift", "LatentVDMUNet"]
+    pipeline = LatentShiftPipeline.from_pretrained(folder)
+    assert type(pipeline.unet) is LatentVDMUNet
+    assert pipeline.unet.config.noise_shared == 0
+    # Trained: what was zero before is not, and the image model's weights moved a little.
+    assert pipeline.unet.mid_block.temporal_attentions[0].to_out.weight.abs().max() > 0
+    clip, loop, still = draw(folder), draw(folder, boundary="circular"), draw(folder, boundary=None)
+    assert clip.shape == (1, 4, 16, 16, 3)
+    assert not np.array_equal(clip, loop)
+    assert not np.array_equal(clip, still)
 
 
 @pytest.mark.parametrize("stage", STAGES)

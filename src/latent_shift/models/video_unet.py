@@ -8,6 +8,7 @@ and wrong gradients with checkpointing.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -42,6 +43,28 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
             raise InputError("noise_shared", noise_shared, "be in [0, 1)")
         self.register_to_config(noise_shared=noise_shared)
         self._refuse_unknown_parts()
+
+    def load_image_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Loads the weights of a 2-D U-Net, or of a network like this one.
+
+        Every weight must have its place. Layers that mix frames (`temporal_attentions`) may be missing, all at once,
+        and stay as they are: before training they change nothing.
+
+        Raises:
+            InputError: a `ValueError`, for a key that is missing or unexpected, or a shape that differs; names it.
+        """
+        own = self.state_dict()
+        optional = {key for key in own if ".temporal_attentions." in key}
+        missing = own.keys() - state.keys()
+        if missing == optional:
+            missing = set()
+        for kind, keys in (("missing", missing), ("unexpected", state.keys() - own.keys())):
+            if keys:
+                raise InputError("weights", f"{kind} {min(keys)}", f"fit {type(self).__name__}")
+        for key, tensor in state.items():
+            if tensor.shape != own[key].shape:
+                raise InputError(f"weights, {key}", tuple(tensor.shape), f"have the shape {tuple(own[key].shape)}")
+        self.load_state_dict(state, strict=False)
 
     def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
         """A ResNet block on folded frames."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.core.shapes import check_at_least, check_divisible
-from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL
+from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL, VideoUNet
 from latent_shift.ops import Boundary
 
 from .components import check_replaceable, component_class, load_component, read_index, resolve_folder
@@ -31,6 +31,7 @@ from .text import encode_text
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
+_TWO_D = ("diffusers", "UNet2DConditionModel")
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -50,7 +51,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         vae: an autoencoder with diffusers' `encode`/`decode`; used frame by frame (Sec. 3.3).
         text_encoder: a transformers encoder.
         tokenizer: its tokenizer.
-        unet: a `LatentShiftUNet`.
+        unet: a `LatentShiftUNet` or a `LatentVDMUNet`.
         scheduler: any diffusers scheduler; its noise schedule must be the one of training.
         max_tokens: caption length in tokens; the tokenizer's own where None.
         mask_padding: whether padding is hidden from the text encoder, see `encode_text`.
@@ -73,7 +74,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         vae: Any,
         text_encoder: Any,
         tokenizer: Any,
-        unet: LatentShiftUNet,
+        unet: VideoUNet,
         scheduler: SchedulerMixin,
         max_tokens: int | None = None,
         mask_padding: bool = False,
@@ -143,8 +144,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`.
             prompt_embeds: text features `(prompts, tokens, width)` instead of `prompt`.
             negative_prompt_embeds: text features instead of `negative_prompt`.
-            boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift off (Figs. 6 and 7); the
-                default is the U-Net's.
+            boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
+                attention) off (Figs. 6 and 7); the default is the U-Net's.
             eta: for the schedulers that have it (DDIM).
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
@@ -249,7 +250,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes a diffusers folder, whole or not at all, that names no path of this machine and no module of ours.
 
-        The U-Net is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
+        A `LatentShiftUNet` is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
 
         Raises:
             InputError: a `ValueError`, if the place cannot be written or holds files that are no saved pipeline.
@@ -264,7 +265,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if isinstance(tree, dict) and tree.pop("_name_or_path", None) is not None:
                     write_json(file, tree)
             index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
-            index["unet"] = ["diffusers", "UNet2DConditionModel"]
+            two_d = isinstance(self.unet, LatentShiftUNet)
+            index["unet"] = list(_TWO_D) if two_d else ["latent_shift", type(self.unet).__name__]
             if isinstance(self.vae, PatchAutoencoderKL):
                 index["vae"] = ["latent_shift", "PatchAutoencoderKL"]
             write_json(temporary / "model_index.json", index)
@@ -302,7 +304,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         types = dtype or torch_dtype
         for name in (name for name in _PARTS if name not in given):
             part_type = types.get(name, types.get("default")) if isinstance(types, Mapping) else types
-            part_class = LatentShiftUNet if name == "unet" else component_class(folder, name)
+            two_d = name == "unet" and index[name] in (list(_TWO_D), ["latent_shift", "LatentShiftUNet"])
+            part_class = LatentShiftUNet if two_d else component_class(folder, name)
             given[name] = load_component(part_class, folder / name, part_type, variant)
         return cls(**{**settings, **given})
 

@@ -35,10 +35,12 @@ class ModelConfig(Config):
     """Folder with `text_encoder/` and `tokenizer/`, as a pipeline has them (image stage)."""
     init: str = ""
     """Folder of the pipeline to start from (video stage: the text-to-image model)."""
+    video: Literal["shift", "vdm"] = "shift"
+    """What mixes the frames: the temporal shift, or the temporal attention of the paper's baseline, Latent-VDM."""
     max_tokens: int = Field(24, ge=2)
     """Caption length in tokens; longer captions are cut."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the network that this stage makes: `PatchAutoencoderKL` or `LatentShiftUNet`."""
+    """Arguments of the network that this stage makes: `PatchAutoencoderKL` or the U-Net."""
 
 
 class OptimizerConfig(Config):

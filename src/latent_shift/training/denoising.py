@@ -24,7 +24,7 @@ from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
 from latent_shift.media import Frames, contact_sheet, write_video
-from latent_shift.models import LatentShiftUNet
+from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.latent_shift import latent_statistics, mix_noise
@@ -60,7 +60,7 @@ class DenoisingStage:
     def __init__(self, recipe: Recipe, pipeline: LatentShiftPipeline, device: torch.device) -> None:
         """Encodes the data with the frozen parts of `pipeline`, whose U-Net this stage trains."""
         self._recipe, self._device, self.pipeline = recipe, device, pipeline
-        self.network: LatentShiftUNet = pipeline.unet.to(device=device, dtype=torch.float32)
+        self.network: VideoUNet = pipeline.unet.to(device=device, dtype=torch.float32)
         self.network.train()
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")

@@ -13,9 +13,9 @@ def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str
     """The network with these arguments, on top of those of `config`.
 
     Args:
-        network: `PatchAutoencoderKL` or `LatentShiftUNet`.
+        network: `PatchAutoencoderKL`, `LatentShiftUNet` or `LatentVDMUNet`.
         arguments: the recipe's `model.arguments`.
-        config: arguments of the network to start from.
+        config: of the network to start from; what the new one does not have is passed over.
 
     Raises:
         InputError: an argument is unknown (with the nearest known one), or no network can be made with them.
@@ -25,7 +25,10 @@ def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str
         if key not in known:
             raise unknown_key(f"model.arguments.{key}", known)
     try:
-        return network(**arguments) if config is None else network.from_config({**config, **arguments})
+        if config is None:
+            return network(**arguments)
+        kept = {key: value for key, value in config.items() if key in (*known, "_use_default_values")}
+        return network.from_config({**kept, **arguments})
     except InputError:
         raise
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:

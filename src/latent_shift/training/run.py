@@ -15,7 +15,7 @@ from latent_shift import __version__
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
-from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
 from latent_shift.pipelines.components import damaged_files_named, load_component
 from latent_shift.pipelines.loading import model_folder, resolve_device
@@ -27,6 +27,8 @@ from .networks import make_network
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
+
+_UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
 
 
 def train(recipe: Recipe, progress: Progress | None = None) -> Path:
@@ -78,13 +80,14 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
     options = recipe.diffusion
+    unet_class = _UNETS[recipe.model.video]
     if recipe.model.init:
         base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
-        unet = make_network(LatentShiftUNet, recipe.model.arguments, base.unet.config)
+        unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
         try:
-            unet.load_state_dict(base.unet.state_dict(), strict=True)
-        except RuntimeError as error:
-            expected = f"give a network that the weights of {recipe.model.init} fit"
+            unet.load_image_state_dict(base.unet.state_dict())
+        except InputError as error:
+            expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
             raise InputError("model.arguments", recipe.model.arguments, expected) from error
         parts: dict[str, Any] = {**base.components, "unet": unet}
         max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
@@ -93,7 +96,7 @@ def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
             "vae": _load_autoencoder(Path(recipe.model.autoencoder)),
-            "unet": make_network(LatentShiftUNet, recipe.model.arguments),
+            "unet": make_network(unet_class, recipe.model.arguments),
         }
         max_tokens, mask_padding = recipe.model.max_tokens, True
     pipeline = LatentShiftPipeline(
