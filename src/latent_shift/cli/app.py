@@ -13,6 +13,7 @@ from latent_shift.core.errors import DataError, InputError, LatentShiftError
 from .data import data
 from .evaluate import evaluate
 from .generate import generate
+from .info import info
 from .train import train
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(train)
+app.command()(info)
 app.add_typer(data)
 app.add_typer(evaluate)
 

@@ -50,6 +50,9 @@ def generate(
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Make a seamless loop (circular shift).")] = False,
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
+    preset: Annotated[
+        str | None, typer.Option(help="Instead of a model: paper, paper-vdm, tiny or tiny-vdm, with random weights.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
@@ -74,7 +77,8 @@ def generate(
     _check_outputs(output, places, fps)
 
     started = time.perf_counter()
-    pipeline = _load(model, device, dtype, scheduler)
+    pipeline = _load(model, preset, device, dtype, scheduler)
+    model = preset or model
     load_seconds = time.perf_counter() - started
     _check_size(pipeline, width, height)
     options = {
@@ -137,15 +141,15 @@ def _make(
     return {"path": place, **settings, **size, "seconds": round(seconds, 3)}
 
 
-def _load(model: str, device: str, dtype: str, scheduler: str) -> LatentShiftPipeline:
+def _load(model: str, preset: str | None, device: str, dtype: str, scheduler: str) -> LatentShiftPipeline:
     from ._quiet import quiet_libraries
 
     quiet_libraries()
-    from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
+    from latent_shift.pipelines import SCHEDULERS, load_pipeline, load_preset, make_scheduler
 
     if scheduler not in SCHEDULERS:
         raise InputError("--scheduler", scheduler, f"be one of {', '.join(SCHEDULERS)}")
-    pipeline = load_pipeline(model, device, dtype)
+    pipeline = load_preset(preset, device, dtype) if preset else load_pipeline(model, device, dtype)
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(leave=False, desc="denoising", disable=None)
     return pipeline

@@ -1,7 +1,7 @@
 """From a sentence to frames: one denoising loop, and the loading of whole models."""
 
 from .latent_shift import LatentShiftPipeline, LatentShiftPipelineOutput
-from .loading import MODELS, load_pipeline
+from .loading import MODELS, load_pipeline, load_preset
 from .schedulers import SCHEDULERS, make_scheduler
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "LatentShiftPipeline",
     "LatentShiftPipelineOutput",
     "load_pipeline",
+    "load_preset",
     "make_scheduler",
 ]

@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from latent_shift.core.errors import InputError
+from latent_shift.models.presets import find_preset
 
 from .latent_shift import LatentShiftPipeline
+from .schedulers import PAPER_NOISE, make_scheduler
 
 MODELS = ("emoji",)
 """Models that come with the package."""
@@ -34,13 +36,42 @@ def load_pipeline(model: str = "emoji", device: str = "auto", dtype: str = "auto
     """
     folder = model_folder(model)
     target = resolve_device(device)
-    if dtype not in get_args(DtypeName):
-        raise InputError("dtype", dtype, f"be one of {', '.join(get_args(DtypeName))}")
-    unet_dtype = _DTYPES.get(dtype) or _best_dtype(target)
+    unet_dtype = resolve_dtype(dtype, device)
     others = torch.float32 if target.type == "cpu" else unet_dtype
     pipeline = LatentShiftPipeline.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
     pipeline.to(target)
     return pipeline
+
+
+def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int = 0) -> LatentShiftPipeline:
+    """A model of the paper's size (or a small twin) with random weights: for timing, memory and tests.
+
+    Args:
+        name: a key of `latent_shift.models.presets.PRESETS`.
+        device: as in `load_pipeline`.
+        dtype: of all networks; as in `load_pipeline`.
+        seed: of the weights.
+
+    Raises:
+        InputError: a `ValueError`, for an unknown preset, device or dtype.
+    """
+    from transformers import AutoTokenizer
+
+    preset = find_preset(name)
+    target, network_dtype = resolve_device(device), resolve_dtype(dtype, device)
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+        torch.manual_seed(seed)
+        parts: dict[str, Any] = {**preset.build(target, network_dtype)}
+    return LatentShiftPipeline(
+        **parts,
+        # LDM's text encoder reads BERT's uncased vocabulary, as the default model's does.
+        tokenizer=AutoTokenizer.from_pretrained(model_folder("emoji") / "tokenizer", local_files_only=True),
+        scheduler=make_scheduler("ddpm", PAPER_NOISE),
+        max_tokens=preset.max_tokens,
+        default_frames=preset.num_frames,
+        default_size=preset.size,
+        default_guidance_scale=preset.guidance_scale,
+    )
 
 
 def model_folder(model: str) -> Path:
@@ -63,6 +94,13 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError("device", device, "be auto, cpu, cuda, cuda:N or mps, and be present") from error
     return found
+
+
+def resolve_dtype(dtype: str, device: str = "auto") -> torch.dtype:
+    """A torch dtype by name; "auto" is fp16 on a GPU, bf16 on a CPU that has it in hardware, else fp32."""
+    if dtype not in get_args(DtypeName):
+        raise InputError("dtype", dtype, f"be one of {', '.join(get_args(DtypeName))}")
+    return _DTYPES.get(dtype) or _best_dtype(resolve_device(device))
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:

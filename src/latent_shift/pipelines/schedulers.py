@@ -19,6 +19,15 @@ SCHEDULERS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 """Name: diffusers class, its usual number of steps, its settings. "ddpm" with 100 steps is the paper's (Table 6)."""
 
+PAPER_NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 8.5e-4,
+    "beta_end": 1.2e-2,
+    "prediction_type": "epsilon",
+}
+"""The paper's noise process (supplement A, Table 6: "quad" is diffusers' `scaled_linear`)."""
+
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """A scheduler for a model trained with the noise schedule of `config`.
