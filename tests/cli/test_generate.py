@@ -328,3 +328,12 @@ def test_a_failure_on_the_way_leaves_whole_clips_alone(run: Run, model: Path, mo
     assert result.code == 130
     assert [path.name for path in Path().iterdir()] == ["clip_000.webp"]
     assert len(read_video("clip_000.webp").frames) == 4
+
+
+def test_a_preset_is_a_model_with_random_weights(run: Run) -> None:
+    result = run("generate", *OPTIONS, "red", "--preset", "tiny", "--steps", "1", "-o", "clip.webp", "--json")
+    (made,) = json.loads(result.out)["clips"]
+    assert (made["frames"], made["width"], made["height"], made["model"]) == (4, 64, 64, "tiny")
+    both = run("generate", "red", "--preset", "tiny", "--model", "other")
+    assert both.code == 2
+    assert both.err == "latent-shift: error: --preset must be given without --model, got 'tiny'\n"

@@ -11,7 +11,7 @@ import torch
 
 import latent_shift
 from latent_shift.core.errors import InputError
-from latent_shift.pipelines import MODELS, load_pipeline
+from latent_shift.pipelines import MODELS, load_pipeline, load_preset
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 
@@ -65,3 +65,27 @@ def test_models_by_name_lie_in_the_package() -> None:
 def test_names_that_are_refused(saved: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_pipeline(**{"model": str(saved), "device": "cpu", **options})
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-vdm"])
+def test_a_preset_makes_clips(name: str) -> None:
+    clips = []
+    for _ in range(2):
+        pipeline = load_preset(name, "cpu", "fp32", seed=3)
+        assert not pipeline.text_encoder.training
+        output = pipeline(
+            "a waving hand", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np"
+        )
+        clips.append(np.asarray(output.frames))
+    assert clips[0].shape == (1, 4, 64, 64, 3)
+    assert np.array_equal(clips[0], clips[1])
+    assert np.isfinite(clips[0]).all()
+
+
+def test_a_presets_sampler_is_the_papers() -> None:
+    scheduler = load_preset("tiny", "cpu").scheduler
+    assert type(scheduler).__name__ == "DDPMScheduler"
+    scheduler.set_timesteps(100)
+    assert scheduler.timesteps[0] == 999
+    assert scheduler.timesteps[-1] == 0
+    assert scheduler.betas[[0, -1]].tolist() == pytest.approx([8.5e-4, 1.2e-2])

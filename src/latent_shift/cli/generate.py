@@ -72,6 +72,8 @@ def generate(
         raise InputError("--guidance", guidance, "be a number")
     if not -(2**63) <= seed < 2**63 - num_videos:
         raise InputError("--seed", seed, "be a whole number of 64 bits")
+    if preset and model != "emoji":
+        raise InputError("--preset", preset, "be given without --model")
     width, height = _parse_size(size)
     places = _places(output, len(sentences) * num_videos)
     _check_outputs(output, places, fps)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import latent_shift
+
+from .conftest import Run
+
+
+def test_what_is_installed(run: Run) -> None:
+    facts = json.loads(run("info", "--json", "--device", "cpu").out)
+    assert set(facts) == {"versions", "machine"}
+    assert facts["versions"]["latent_shift"] == latent_shift.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["machine"]["device"] == "cpu"
+    assert facts["machine"]["dtype"] in ("bfloat16", "float32")
+
+
+def test_the_papers_size(run: Run) -> None:
+    facts = json.loads(run("info", "--preset", "paper", "--json").out)
+    assert facts["preset"]["parameters"] == {
+        "unet": 872_300_484,
+        "vae": 83_653_863,
+        "text_encoder": 581_994_042,
+        "text_encoder_without_head": 542_895_360,
+    }
+    assert "unet: 872,300,484" in run("info", "--preset", "paper").out
+
+
+def test_a_models_size(run: Run, road: Path) -> None:
+    facts = json.loads(run("info", "--model", road / "video/model", "--json").out)
+    assert set(facts["model"]["parameters"]) == {"unet", "vae", "text_encoder"}
+    assert min(facts["model"]["parameters"].values()) > 0
+
+
+def test_what_is_unknown_is_one_line(run: Run, as_users_run: None) -> None:
+    result = run("info", "--preset", "papre")
+    assert result.code == 2
+    assert result.err.startswith("latent-shift: error: preset must be one of paper")
+    assert run("info", "--model", "nowhere").code == 2
