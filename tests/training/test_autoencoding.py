@@ -14,6 +14,7 @@ from latent_shift import PatchAutoencoderKL
 from latent_shift.core.errors import InputError
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import read_video
+from latent_shift.training import train
 from latent_shift.training.autoencoding import AutoencoderStage, _unseen
 
 from .conftest import MakeRecipe
@@ -168,3 +169,48 @@ def test_one_label_is_too_few(make_recipe: MakeRecipe, squares: Path, tmp_path: 
     write_records(tmp_path / "data", [{"file_name": "clips/red0.webp", "caption": "red"}])
     with pytest.raises(InputError, match="data.folder must have at least two different labels or records"):
         make(make_recipe("autoencoder", data={"folder": str(tmp_path / "data")}))
+
+
+def test_a_decoder_that_goes_on_learning_keeps_the_latents(road: Path, make_recipe: MakeRecipe) -> None:
+    start = road / "autoencoder/model"
+    recipe = make_recipe("autoencoder", model={"init": str(start)}, autoencoder_loss={"latent_noise": 0.5, "crop": 8})
+    before, after = PatchAutoencoderKL.from_pretrained(start), PatchAutoencoderKL.from_pretrained(train(recipe))
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(after.encode(pictures).latent_dist.mean, before.encode(pictures).latent_dist.mean)
+    assert after.config.latents_mean == pytest.approx(before.config.latents_mean)
+    assert after.config.latents_std == pytest.approx(before.config.latents_std)
+    changed = {
+        name.split(".")[0]
+        for name, tensor in after.state_dict().items()
+        if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed == {"decoder", "linear_decoder"}
+
+
+def test_noise_of_the_latents_is_in_their_own_units(road: Path, make_recipe: MakeRecipe) -> None:
+    start = {"init": str(road / "autoencoder/model")}
+    stage = make(make_recipe("autoencoder", model=start, autoencoder_loss={"latent_noise": 0.5, "crop": 8}))
+    stage.network.register_to_config(latents_std=[1.0, 2.0, 3.0, 4.0])
+    noise = stage._latent_noise(3, torch.zeros(4000, 4, 2, 2))
+    assert torch.equal(noise, stage._latent_noise(3, torch.zeros(4000, 4, 2, 2)))
+    assert not torch.equal(noise, stage._latent_noise(4, torch.zeros(4000, 4, 2, 2)))
+    # The root mean square of a deviation that is uniform in [0, 0.5] is 0.5 / sqrt(3).
+    expected = [channel * 0.5 / 3**0.5 for channel in (1, 2, 3, 4)]
+    assert noise.square().mean(dim=(0, 2, 3)).sqrt().tolist() == pytest.approx(expected, rel=0.05)
+    per_picture = (noise / torch.tensor([1.0, 2, 3, 4]).view(-1, 1, 1)).square().mean(dim=(1, 2, 3)).sqrt()
+    assert per_picture.max() < 1.2
+    assert per_picture.min() < 0.02
+
+
+def test_the_loss_sees_that_noise(road: Path, make_recipe: MakeRecipe) -> None:
+    start = {"init": str(road / "autoencoder/model")}
+    plain, noisy = (
+        make(make_recipe("autoencoder", model=start, autoencoder_loss={"latent_noise": most, "crop": 8})).loss(0)
+        for most in (0.0, 3.0)
+    )
+    assert noisy > plain
+
+
+def test_a_place_without_an_autoencoder_is_named(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(InputError, match=r"model.init must be the folder of a trained autoencoder"):
+        make(make_recipe("autoencoder", model={"init": "nowhere"}))

@@ -71,6 +71,17 @@ def test_the_folder_of_another_recipe_is_refused(make_recipe: MakeRecipe, change
     assert (Path(recipe.output) / "recipe.json").read_bytes() == saved
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(make_recipe: MakeRecipe) -> None:
+    train(make_recipe("autoencoder", steps=1))
+    place = Path(make_recipe("autoencoder").output) / "recipe.json"
+    facts = json.loads(place.read_text())
+    del facts["recipe"]["autoencoder_loss"]["latent_noise"]
+    place.write_text(json.dumps(facts))
+    assert train(make_recipe("autoencoder", steps=2)).is_dir()
+    changed = make_recipe("autoencoder", steps=2, autoencoder_loss={"latent_noise": 0.1, "crop": 8})
+    assert "another 'autoencoder_loss'" in refused(changed)
+
+
 def test_what_changes_no_result_may_change(make_recipe: MakeRecipe) -> None:
     train(make_recipe("autoencoder", steps=2))
     steps: list[int] = []

@@ -20,7 +20,7 @@ from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
-from .networks import make_network
+from .networks import load_autoencoder, make_network
 from .sources import check_frame_size, select_records
 
 _UNSEEN_SHARE = 0.02
@@ -41,12 +41,13 @@ class AutoencoderStage:
         if not seen:
             raise InputError("data.folder", recipe.data.folder, "have at least two different labels or records")
         self._recipe, self._device = recipe, device
+        self.network = self._make_network(recipe).to(device)
         self._cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
         self._unseen = torch.from_numpy(np.array(_pixel_cache(recipe, folder, unseen, 1).frames))
         seen_groups = [group for group, out in zip(groups, kept_out, strict=True) if not out]
         self._order = SampleOrder(seen_groups, recipe.seed)
-        torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
-        self.network = make_network(PatchAutoencoderKL, recipe.model.arguments).to(device)
+        if recipe.model.init:
+            return
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
         picks = rng.choice(len(self._cache.frames), size=min(512, len(self._cache.frames)), replace=False)
         self.network.initialize_linear(_to_pictures(self._cache.frames[np.sort(picks)]).to(device))
@@ -59,6 +60,8 @@ class AutoencoderStage:
         generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "posterior", step))
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
         latents = posterior.mean + posterior.std * noise
+        if options.latent_noise:
+            latents = latents + self._latent_noise(step, latents)
         error: Tensor = self.network.decode(latents).sample.float() - pictures
         gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl: Tensor = posterior.kl().float().mean()
@@ -80,6 +83,22 @@ class AutoencoderStage:
         with atomic_path(folder) as temporary:
             self.network.save_pretrained(temporary)
             write_json(temporary / "psnr.json", {"unseen_frames": len(self._unseen), "psnr_db": self._reconstruct()[2]})
+
+    def _make_network(self, recipe: Recipe) -> PatchAutoencoderKL:
+        if not recipe.model.init:
+            torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
+            return make_network(PatchAutoencoderKL, recipe.model.arguments)  # type: ignore[no-any-return]
+        network = load_autoencoder(Path(recipe.model.init), "model.init")
+        for part in (network.encoder, network.linear_encoder):
+            part.requires_grad_(False)
+        return network
+
+    def _latent_noise(self, step: int, latents: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "latent noise", step))
+        most = self._recipe.autoencoder_loss.latent_noise
+        scale = most * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        std = torch.tensor(self.network.config.latents_std or [1.0]).view(1, -1, 1, 1)
+        return (scale * std * torch.randn(latents.shape, generator=generator)).to(latents.device)
 
     def _batch(self, step: int, crop: int) -> Tensor:
         size = self._recipe.batch_size

@@ -30,11 +30,12 @@ class ModelConfig(Config):
     """The networks: which are loaded and which are made."""
 
     autoencoder: str = ""
-    """Folder of a trained autoencoder (image stage)."""
+    """Folder of a trained autoencoder (image stage; in the video stage, or with `init`, instead of that of `init`)."""
     text_encoder: str = ""
     """Folder with `text_encoder/` and `tokenizer/`, as a pipeline has them (image stage)."""
     init: str = ""
-    """Folder of the pipeline to start from (video stage: the text-to-image model)."""
+    """Folder of the pipeline to start from (video stage: the text-to-image model). Autoencoder stage: folder of a
+    trained autoencoder; its decoder alone goes on learning, so its latents, and what was trained on them, stay."""
     video: Literal["shift", "vdm"] = "shift"
     """What mixes the frames: the temporal shift, or the temporal attention of the paper's baseline, Latent-VDM."""
     max_tokens: int = Field(24, ge=2)
@@ -69,6 +70,9 @@ class AutoencoderLossConfig(Config):
     """Weight of the L1 loss of horizontal and vertical differences of neighbouring pixels."""
     kl_weight: float = Field(1e-6, ge=0)
     """Weight of the KL divergence to a unit Gaussian, summed over a latent picture."""
+    latent_noise: float = Field(0.0, ge=0)
+    """Noise is added to the latents before they are decoded, of a standard deviation drawn uniformly from 0 to this for
+    each picture, in units of the latents' own: the decoder then forgives what a denoiser leaves."""
     crop: int = Field(64, ge=8, multiple_of=8)
     """Training works on random crops of this height and width; a multiple of the autoencoder's factor."""
 

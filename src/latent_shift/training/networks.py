@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from latent_shift.core.config import unknown_key
 from latent_shift.core.errors import InputError
+from latent_shift.models import PatchAutoencoderKL
+from latent_shift.pipelines.components import load_component
+
+
+def load_autoencoder(folder: Path, argument: str) -> PatchAutoencoderKL:
+    """A trained autoencoder.
+
+    Args:
+        folder: where a run of the autoencoder stage, or a pipeline, has it.
+        argument: what the recipe calls it, for messages.
+
+    Raises:
+        InputError: there is none.
+        DataError: it is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(argument, str(folder), "be the folder of a trained autoencoder (config.json)")
+    return load_component(PatchAutoencoderKL, folder)  # type: ignore[no-any-return]
 
 
 def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Any:

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from latent_shift import __version__
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
-from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
-from latent_shift.pipelines.components import damaged_files_named, load_component
+from latent_shift.pipelines.components import damaged_files_named
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .autoencoding import AutoencoderStage
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
-from .networks import make_network
+from .networks import load_autoencoder, make_network
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
     is_new = not place.exists()
     if not is_new:
         before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
+        with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
+            before = Recipe.model_validate(before).model_dump(mode="json")
         free = {"device", "checkpoint_minutes", "preview", "steps"}
         changed = sorted(key for key in resolved if key not in free and before.get(key) != resolved[key])
         if changed:
@@ -90,12 +93,14 @@ def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
             expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
             raise InputError("model.arguments", recipe.model.arguments, expected) from error
         parts: dict[str, Any] = {**base.components, "unet": unet}
+        if recipe.model.autoencoder:
+            parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
         max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
     else:
         torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
-            "vae": _load_autoencoder(Path(recipe.model.autoencoder)),
+            "vae": load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder"),
             "unet": make_network(unet_class, recipe.model.arguments),
         }
         max_tokens, mask_padding = recipe.model.max_tokens, True
@@ -123,12 +128,6 @@ def _check_fit(pipeline: LatentShiftPipeline) -> None:
     ):
         if config[key] != expected:
             raise InputError(f"model.arguments.{key}", config[key], f"be {expected}, as the loaded parts have it")
-
-
-def _load_autoencoder(folder: Path) -> PatchAutoencoderKL:
-    if not (folder / "config.json").is_file():
-        raise InputError("model.autoencoder", str(folder), "be the folder of a trained autoencoder (config.json)")
-    return load_component(PatchAutoencoderKL, folder)  # type: ignore[no-any-return]
 
 
 def load_text_encoder(folder: Path) -> dict[str, Any]:
