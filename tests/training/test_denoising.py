@@ -79,6 +79,26 @@ def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: st
     assert all(not torch.equal(other.batch(step).noise, expected[step].noise) for step in STEPS)
 
 
+def test_drawing_ahead_changes_nothing(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage("video")
+    drawn: list[int] = []
+    batch = stage.batch
+
+    def counted(step: int) -> Batch:
+        drawn.append(step)
+        return batch(step)
+
+    monkeypatch.setattr(stage, "batch", counted)
+    monkeypatch.setattr(stage, "_device", torch.device("meta"))
+    for step in (0, 1, 2, 7, 8):  # a resumed run jumps
+        ready, expected = stage._ready(step), batch(step)
+        assert torch.equal(ready.latents, expected.latents)
+        assert torch.equal(ready.noise, expected.noise)
+        assert torch.equal(ready.timesteps, expected.timesteps)
+    stage._drawer.shutdown()
+    assert sorted(drawn) == [0, 1, 2, 3, 7, 8, 9]
+
+
 def test_clips_and_stills_are_the_data_normalised(make_stage: MakeStage, squares: Path) -> None:
     stage = make_stage("video")
     clips, stills = encoded(stage, squares, "clips"), encoded(stage, squares, "stills")

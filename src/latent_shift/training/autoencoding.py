@@ -76,10 +76,11 @@ class AutoencoderStage:
 
     def export(self, folder: Path) -> None:
         """The network, with the mean and standard deviation of its latents over the training frames."""
-        frames = self._cache.frames[:: max(1, len(self._cache.frames) // 4096)]
-        latents = torch.cat([self._encode(part) for part in np.array_split(frames, max(1, len(frames) // 64))])
-        mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-        self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        if not self._recipe.model.init:  # a decoder that went on learning leaves the latents, and what normalises them
+            frames = self._cache.frames[:: max(1, len(self._cache.frames) // 4096)]
+            latents = torch.cat([self._encode(part) for part in np.array_split(frames, max(1, len(frames) // 64))])
+            mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+            self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         with atomic_path(folder) as temporary:
             self.network.save_pretrained(temporary)
             write_json(temporary / "psnr.json", {"unseen_frames": len(self._unseen), "psnr_db": self._reconstruct()[2]})

@@ -141,6 +141,8 @@ class Recipe(Config):
     """"auto" is CUDA where there is a GPU, else the CPU."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimiser are fp32."""
+    compile: bool = False
+    """Whether the U-Net is compiled (`torch.compile`) before it is trained: slow to start, faster a step on a GPU."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between checkpoints. When they are written changes nothing in the result."""
     log_every: int = Field(20, ge=1)

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class DenoisingStage:
         self._recipe, self._device, self.pipeline = recipe, device, pipeline
         self.network: VideoUNet = pipeline.unet.to(device=device, dtype=torch.float32)
         self.network.train()
+        self._forward = torch.compile(self.network) if recipe.compile else self.network
+        self._drawer, self._drawn = ThreadPoolExecutor(max_workers=1), dict[int, Future[Batch]]()
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
         records = select_records(folder, recipe)
@@ -82,19 +85,27 @@ class DenoisingStage:
 
     def loss(self, step: int) -> Tensor:
         """Mean squared error of the prediction, weighted by min-SNR where the recipe says so."""
-        batch = self.batch(step)
+        batch = self._ready(step)
         schedule, timesteps = self._noise_schedule, batch.timesteps
         noisy = schedule.add_noise(batch.latents, batch.noise, timesteps)
         target = batch.noise
         if schedule.config.prediction_type == "v_prediction":
             target = schedule.get_velocity(batch.latents, batch.noise, timesteps)
         device = self._device
-        prediction = self.network(
+        prediction = self._forward(
             noisy.to(device), timesteps.to(device), batch.text.to(device), boundary=batch.boundary, return_dict=False
         )[0]
         per_clip = (prediction.float() - target.to(device)).square().mean(dim=(1, 2, 3, 4))
         weights = min_snr_weights(schedule, timesteps, self._recipe.diffusion.min_snr_gamma)
         return (per_clip * weights.to(device)).mean()  # type: ignore[no-any-return]
+
+    def _ready(self, step: int) -> Batch:
+        """The batch of this step; where an accelerator computes, the next one is drawn meanwhile."""
+        if self._device.type == "cpu":
+            return self.batch(step)
+        ready = self._drawn.pop(step, None)
+        self._drawn = {step + 1: self._drawer.submit(self.batch, step + 1)}
+        return self.batch(step) if ready is None else ready.result()
 
     def batch(self, step: int) -> Batch:
         """What step `step` learns from: a function of (seed, step)."""

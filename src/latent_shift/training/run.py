@@ -66,7 +66,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
         with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
             before = Recipe.model_validate(before).model_dump(mode="json")
-        free = {"device", "checkpoint_minutes", "preview", "steps"}
+        free = {"device", "compile", "checkpoint_minutes", "preview", "steps"}
         changed = sorted(key for key in resolved if key not in free and before.get(key) != resolved[key])
         if changed:
             raise InputError("output", recipe.output, f"be a new folder: it holds a run with another {changed[0]!r}")
