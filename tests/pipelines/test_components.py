@@ -85,7 +85,7 @@ def test_the_folder_names_no_machine_and_no_module_of_ours(make_pipeline: MakePi
         for file in folder.rglob("*"):
             if file.suffix == ".json":
                 text = file.read_text()
-                for forbidden in ("_name_or_path", str(tmp_path), "latent_shift."):
+                for forbidden in ("_name_or_path", "local_files_only", "is_local", str(tmp_path), "latent_shift."):
                     assert forbidden not in text, (file.name, forbidden)
             assert file.is_dir() or file.suffix in (".json", ".safetensors"), file.name
 

@@ -32,6 +32,8 @@ from .text import encode_text
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 _TWO_D = ("diffusers", "UNet2DConditionModel")
+_LOADING_FACTS = {"_name_or_path", "is_local", "local_files_only"}
+"""What libraries write about the place that a part was loaded from."""
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -262,8 +264,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             super().save_pretrained(temporary, **kwargs)
             for file in temporary.rglob("*.json"):
                 tree = json.loads(file.read_text(encoding="utf-8"))
-                if isinstance(tree, dict) and tree.pop("_name_or_path", None) is not None:
-                    write_json(file, tree)
+                if isinstance(tree, dict) and not _LOADING_FACTS.isdisjoint(tree):
+                    write_json(file, {key: value for key, value in tree.items() if key not in _LOADING_FACTS})
             index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
             two_d = isinstance(self.unet, LatentShiftUNet)
             index["unet"] = list(_TWO_D) if two_d else ["latent_shift", type(self.unet).__name__]
