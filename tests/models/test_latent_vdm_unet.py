@@ -16,26 +16,11 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentVDMUNet, TemporalAttention, latent_vdm_unet
 from latent_shift.models.latent_vdm_unet import relative_position_buckets
+from latent_shift.models.presets import PRESETS
 
-TINY: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "norm_num_groups": 4,
-    "temporal_heads": 2,
-}
-PAPER: dict[str, Any] = {
-    "sample_size": 32,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 1280,
-    "attention_head_dim": 8,
-}
+from .test_latent_shift_unet import TINY as SHIFT_TINY
+
+TINY: dict[str, Any] = {**SHIFT_TINY, "temporal_heads": 2}
 
 
 def make_unet(trained: bool = True, **options: Any) -> LatentVDMUNet:
@@ -123,9 +108,8 @@ def test_pixels_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [10, 10, 10, 2]
 
 
-def test_paper_scale_has_the_papers_parameters() -> None:
-    with torch.device("meta"):
-        unet = LatentVDMUNet(**PAPER)
+def test_paper_scale_has_a_temporal_layer_after_each_spatial_transformer() -> None:
+    unet = PRESETS["paper-vdm"].build()["unet"]
     assert sum(parameter.numel() for parameter in unet.parameters()) == 921_903_620
     assert sum(isinstance(module, TemporalAttention) for module in unet.modules()) == 16
 

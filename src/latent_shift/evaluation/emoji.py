@@ -153,7 +153,8 @@ def evaluate_emoji(
 
     Returns:
         For each set the scores of the model, of its `ceiling` (real clips through the autoencoder) and `floor` rows,
-        as `docs/default_model.md` shows them, and the settings. All shares and medians are rounded to 4 digits.
+        as `docs/default_model.md` shows them, and the settings. `match` and `seam` are shares in [0, 1], `motion` holds
+        medians, all rounded to 4 digits. The ceiling's `seam` is the share of the real clips themselves.
 
     Raises:
         InputError: the folder is no emoji folder of this version, or an option is wrong.
@@ -182,8 +183,11 @@ def evaluate_emoji(
     if base is not None:
         rows["base"] = load_pipeline(base, device, dtype)
         rows["base"].set_progress_bar_config(disable=True)
-    sources = {row: base if row == "base" else model for row in rows}
-    store = {row: _ClipStore(Path(output), row, str(sources[row]), rows[row], options, dtype) for row in rows}
+    hashes = {source: _folder_hash(model_folder(source)) for source in (model, base) if source is not None}
+    store = {
+        row: _ClipStore(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options, dtype)
+        for row in rows
+    }
     seconds = {row: clips.make_all(subjects, report) for row, clips in store.items()}
 
     scorer = _Scorer(folder, network, reference, pipeline)
@@ -267,11 +271,17 @@ class _ClipStore:
     """The clips of one row, in a folder named by everything that they depend on."""
 
     def __init__(
-        self, output: Path, row: Row, model: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
+        self,
+        output: Path,
+        row: Row,
+        weights: str,
+        pipeline: LatentShiftPipeline,
+        options: EvaluationOptions,
+        dtype: str,
     ) -> None:
         self._row, self._pipeline, self._batch_size = row, pipeline, options.batch_size
         own = pipeline.config.default_guidance_scale
-        self.weights = _folder_hash(model_folder(model))
+        self.weights = weights
         self.settings = {
             "row": row,
             "model": self.weights,
