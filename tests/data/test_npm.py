@@ -74,6 +74,12 @@ def test_fetches_with_npm_once(package: NpmPackage, tmp_path: Path, monkeypatch:
     assert [path.name for path in (tmp_path / "fetched").iterdir()] == ["s-n-1.0.0.tgz"]
 
 
+def test_fetches_into_a_relative_folder(package: NpmPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_npm(tmp_path / "bin", monkeypatch, f'cp {tmp_path}/s-n-1.0.0.tgz "$4"/')
+    monkeypatch.chdir(tmp_path)
+    assert fetch_package(package, Path("downloads")).path == Path("downloads") / "s-n-1.0.0.tgz"
+
+
 def test_npm_that_fails_is_one_line(package: NpmPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_npm(tmp_path / "bin", monkeypatch, 'echo "npm error code E404" >&2; exit 1')
     with pytest.raises(DataError, match=r"npm pack @s/n@1\.0\.0 failed \(npm error code E404\)"):

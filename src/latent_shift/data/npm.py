@@ -126,7 +126,7 @@ def _npm_pack(package: NpmPackage, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        command = [npm, "pack", package.spec, "--pack-destination", str(partial), "--ignore-scripts"]
+        command = [npm, "pack", package.spec, "--pack-destination", str(partial.resolve()), "--ignore-scripts"]
         result = subprocess.run(command, cwd=partial, capture_output=True, text=True, check=False)
         tarballs = list(partial.glob("*.tgz"))
         if result.returncode or len(tarballs) != 1:
