@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
     from .ops import temporal_shift
-    from .pipelines import LatentShiftPipeline
+    from .pipelines import LatentShiftPipeline, LatentShiftXLPipeline
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "LatentShiftPipeline": "pipelines",
     "LatentShiftUNet": "models",
+    "LatentShiftXLPipeline": "pipelines",
     "LatentVDMUNet": "models",
     "PatchAutoencoderKL": "models",
     "temporal_shift": "ops",
@@ -26,6 +27,7 @@ _ROOMS = {
 __all__ = [
     "LatentShiftPipeline",
     "LatentShiftUNet",
+    "LatentShiftXLPipeline",
     "LatentVDMUNet",
     "PatchAutoencoderKL",
     "__version__",

@@ -10,6 +10,7 @@ import typer
 from latent_shift import __version__
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
+from .convert import convert
 from .data import data
 from .evaluate import evaluate
 from .generate import generate
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(train)
+app.command()(convert)
 app.command()(info)
 app.add_typer(data)
 app.add_typer(evaluate)

@@ -43,6 +43,12 @@ class TemporalAttention(nn.Module):
         self.to_v = nn.Linear(channels, channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
         self.relative_attention_bias = nn.Embedding(num_buckets, heads)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew; the output layer starts from zero, so that the layer changes nothing."""
+        for layer in (self.norm, self.to_q, self.to_k, self.to_v, self.relative_attention_bias):
+            layer.reset_parameters()
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 

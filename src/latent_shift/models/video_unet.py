@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from latent_shift.core.errors import InputError
 from latent_shift.ops import Boundary
 
+from .weights import load_exactly
+
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 _ONLY = {"class_embed_type": None, "num_class_embeds": None, "center_input_sample": False}
 
@@ -44,27 +46,25 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         self.register_to_config(noise_shared=noise_shared)
         self._refuse_unknown_parts()
 
-    def load_image_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    @property
+    def frame_mixing_keys(self) -> set[str]:
+        """Keys of the layers that the 2-D U-Net does not have (`temporal_attentions`)."""
+        return {key for key in self.state_dict() if ".temporal_attentions." in key}
+
+    def load_image_state_dict(self, state: Mapping[str, Tensor], assign: bool = False) -> None:
         """Loads the weights of a 2-D U-Net, or of a network like this one.
 
-        Every weight must have its place. Layers that mix frames (`temporal_attentions`) may be missing, all at once,
-        and stay as they are: before training they change nothing.
+        Every weight must have its place. Layers that mix frames may be missing, all at once, and stay as they are:
+        before training they change nothing.
+
+        Args:
+            state: the weights.
+            assign: whether to take the tensors themselves, with their dtype and memory, and not copies.
 
         Raises:
             InputError: a `ValueError`, for a key that is missing or unexpected, or a shape that differs; names it.
         """
-        own = self.state_dict()
-        optional = {key for key in own if ".temporal_attentions." in key}
-        missing = own.keys() - state.keys()
-        if missing == optional:
-            missing = set()
-        for kind, keys in (("missing", missing), ("unexpected", state.keys() - own.keys())):
-            if keys:
-                raise InputError("weights", f"{kind} {min(keys)}", f"fit {type(self).__name__}")
-        for key, tensor in state.items():
-            if tensor.shape != own[key].shape:
-                raise InputError(f"weights, {key}", tuple(tensor.shape), f"have the shape {tuple(own[key].shape)}")
-        self.load_state_dict(state, strict=False)
+        load_exactly(self, state, optional=self.frame_mixing_keys, assign=assign)
 
     def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
         """A ResNet block on folded frames."""

@@ -12,10 +12,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
+from latent_shift.models import LatentShiftUNet
 
-_LIBRARIES = ("diffusers", "latent_shift", "transformers")
+_LIBRARIES = {
+    "diffusers": "diffusers",
+    "latent_shift": "latent_shift",
+    "transformers": "transformers",
+    # What diffusers writes for a class that is part of one of its pipelines: LDM's text encoder.
+    "latent_diffusion": "diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion",
+}
+"""What `model_index.json` may name, and the module that has its classes."""
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
@@ -72,11 +81,24 @@ def component_class(folder: Path, name: str) -> Any:
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
         raise InputError("model", str(folder), f"have a model_index.json that names its {name}")
     library, class_name = entry
-    found = getattr(importlib.import_module(library), class_name, None) if library in _LIBRARIES else None
+    module = _LIBRARIES.get(library)
+    found = getattr(importlib.import_module(module), class_name, None) if module else None
     if found is None:
         expected = f"be a class of {', '.join(_LIBRARIES)}"
         raise InputError(f"{name} in {folder / 'model_index.json'}", f"{library}.{class_name}", expected)
     return found
+
+
+def index_entry(part_class: type) -> list[str]:
+    """How `model_index.json` lists a class: the library and the name. It names no module that a later move would break.
+
+    A `LatentShiftUNet` is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
+    """
+    if issubclass(part_class, LatentShiftUNet):
+        return ["diffusers", "UNet2DConditionModel"]
+    module, name = part_class.__module__, part_class.__name__
+    full = (library for library, place in _LIBRARIES.items() if place == module)
+    return [next(full, module.partition(".")[0]), name]
 
 
 def load_component(
@@ -134,13 +156,16 @@ def damaged_files_named(folder: Path) -> Iterator[None]:
         raise DataError(f"{_damaged_file(folder) or folder} cannot be loaded: {reason}") from error
 
 
+def without_pooling(encoder_class: Any) -> dict[str, bool]:
+    """Arguments that leave out what some encoders make of their token features: nothing here has a use for it."""
+    has_choice = "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters
+    return {"add_pooling_layer": False} if has_choice else {}
+
+
 def _text_encoder_options(loaded_class: Any) -> Mapping[str, Any]:
-    if not loaded_class.__module__.startswith("transformers."):
+    if not issubclass(loaded_class, PreTrainedModel):
         return {}
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # they are in the report then
-    if "add_pooling_layer" in inspect.signature(loaded_class.__init__).parameters:
-        options["add_pooling_layer"] = False
-    return options
+    return {"ignore_mismatched_sizes": True, **without_pooling(loaded_class)}  # mismatches are in the report then
 
 
 def _check_files(loaded_class: Any, folder: Path) -> None:

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
@@ -23,18 +24,16 @@ from torch import Tensor
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.core.shapes import check_at_least, check_divisible
-from latent_shift.models import LatentShiftUNet, PatchAutoencoderKL, VideoUNet
+from latent_shift.models import LatentShiftUNet, VideoUNet
 from latent_shift.ops import Boundary
 
-from .components import check_replaceable, component_class, load_component, read_index, resolve_folder
+from .components import check_replaceable, component_class, index_entry, load_component, read_index, resolve_folder
 from .text import encode_text
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
-_TWO_D = ("diffusers", "UNet2DConditionModel")
 _LOADING_FACTS = {"_name_or_path", "is_local", "local_files_only"}
 """What libraries write about the place that a part was loaded from."""
-_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
 @dataclass
@@ -46,8 +45,10 @@ class LatentShiftPipelineOutput(BaseOutput):  # type: ignore[misc]
     `(batch, frames, 3, height, width)` in [0, 1]. "latent": normalised latents `(batch, channels, frames, h, w)`."""
 
 
-class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
+class LatentShiftPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
     """Text to video, and to images, with a text-to-image U-Net and the temporal shift.
+
+    LoRA files made for the text-to-image model load with diffusers' `load_lora_weights` (extra `lora`).
 
     Args:
         vae: an autoencoder with diffusers' `encode`/`decode`; used frame by frame (Sec. 3.3).
@@ -68,6 +69,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         >>> frames = pipe("a waving hand").frames[0]  # doctest: +SKIP
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    """What `model_index.json` lists, and the folders have as names."""
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
@@ -96,6 +99,11 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             fps=fps,
         )
 
+    @classmethod
+    def settings(cls) -> list[str]:
+        """The names of the pipeline's own settings: its arguments that are no parts."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", *cls.parts)]
+
     @property
     def vae_scale_factor(self) -> int:
         """F of Sec. 3.1: pixels a latent pixel, in each direction."""
@@ -123,6 +131,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
         boundary: Boundary | Literal["default"] | None = "default",
         eta: float = 0.0,
         output_type: OutputType = "pil",
@@ -146,6 +156,8 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`.
             prompt_embeds: text features `(prompts, tokens, width)` instead of `prompt`.
             negative_prompt_embeds: text features instead of `negative_prompt`.
+            pooled_prompt_embeds: pooled features that belong to `prompt_embeds` (SDXL only) `(prompts, width)`.
+            negative_pooled_prompt_embeds: those that belong to `negative_prompt_embeds` (SDXL only).
             boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
                 attention) off (Figs. 6 and 7); the default is the U-Net's.
             eta: for the schedulers that have it (DDIM).
@@ -171,8 +183,9 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         check_at_least("decode_chunk_size", decode_chunk_size, 1)
 
         device = self._execution_device
-        positive, negative = self.encode_prompt(
-            prompt, negative_prompt, num_videos_per_prompt, prompt_embeds, negative_prompt_embeds
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        positive, negative, added = self._conditions(
+            prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width)
         )
         shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
         latents = self.prepare_latents(shape, generator, latents)
@@ -182,7 +195,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                prediction = self._predict(latents, timestep, positive, negative, scale, boundary)
+                prediction = self._predict(latents, timestep, positive, negative, scale, boundary, added)
                 latents = self.scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
@@ -259,7 +272,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if not kwargs.get("safe_serialization", True):
             raise InputError("safe_serialization", False, "be True: nothing is pickled")
-        check_replaceable(Path(save_directory), _PARTS)
+        check_replaceable(Path(save_directory), self.parts)
         with atomic_path(save_directory) as temporary:
             super().save_pretrained(temporary, **kwargs)
             for file in temporary.rglob("*.json"):
@@ -267,10 +280,7 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if isinstance(tree, dict) and not _LOADING_FACTS.isdisjoint(tree):
                     write_json(file, {key: value for key, value in tree.items() if key not in _LOADING_FACTS})
             index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
-            two_d = isinstance(self.unet, LatentShiftUNet)
-            index["unet"] = list(_TWO_D) if two_d else ["latent_shift", type(self.unet).__name__]
-            if isinstance(self.vae, PatchAutoencoderKL):
-                index["vae"] = ["latent_shift", "PatchAutoencoderKL"]
+            index |= {name: index_entry(type(getattr(self, name))) for name in self.parts}
             write_json(temporary / "model_index.json", index)
 
     @classmethod
@@ -298,27 +308,57 @@ class LatentShiftPipeline(DiffusionPipeline):  # type: ignore[misc]
             InputError: a `ValueError`, if the folder is no pipeline, weights do not fit, or an argument is not known.
             DataError: a file in it is damaged or missing.
         """
-        accepted = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        given = {name: kwargs.pop(name) for name in accepted if name in kwargs}
+        given = {name: kwargs.pop(name) for name in (*cls.parts, *cls.settings()) if name in kwargs}
         folder = resolve_folder(pretrained_model_name_or_path, cls.download, variant=variant, **kwargs)
         index = read_index(folder)
-        settings = {name: index[name] for name in accepted if name in index and name not in _PARTS}
+        if ("text_encoder_2" in index) != ("text_encoder_2" in cls.parts):
+            expected = f"have the parts of a {cls.__name__} (load_pipeline finds the right class)"
+            raise InputError("model", str(folder), expected)
+        settings = {name: index[name] for name in cls.settings() if name in index}
         types = dtype or torch_dtype
-        for name in (name for name in _PARTS if name not in given):
+        for name in (name for name in cls.parts if name not in given):
             part_type = types.get(name, types.get("default")) if isinstance(types, Mapping) else types
-            two_d = name == "unet" and index[name] in (list(_TWO_D), ["latent_shift", "LatentShiftUNet"])
-            part_class = LatentShiftUNet if two_d else component_class(folder, name)
+            part_class = component_class(folder, name)
+            part_class = LatentShiftUNet if part_class is UNet2DConditionModel else part_class
             given[name] = load_component(part_class, folder / name, part_type, variant)
         return cls(**{**settings, **given})
 
+    def _conditions(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        num_videos_per_prompt: int,
+        embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+        size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Text features of the prompts and of the negative prompts, one row a clip, and what else the U-Net is told.
+
+        Of that there is one row for each negative prompt, and then one for each prompt.
+        """
+        del size
+        for name, given in zip(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), embeds[2:], strict=True):
+            if given is not None:
+                raise InputError(name, tuple(given.shape), "be left out: this model has one text encoder")
+        return *self.encode_prompt(prompt, negative_prompt, num_videos_per_prompt, *embeds[:2]), None
+
     def _predict(
-        self, latents: Tensor, timestep: Tensor, positive: Tensor, negative: Tensor, scale: float, boundary: Any
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        scale: float,
+        boundary: Any,
+        added: Mapping[str, Tensor] | None,
     ) -> Tensor:
         guided = scale > 1
+        added = added and {name: rows if guided else rows[len(negative) :] for name, rows in added.items()}
         sample = torch.cat([latents, latents]) if guided else latents
         sample = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
         text = torch.cat([negative, positive]) if guided else positive
-        prediction: Tensor = self.unet(sample, timestep, text, boundary=boundary, return_dict=False)[0]
+        prediction: Tensor = self.unet(
+            sample, timestep, text, boundary=boundary, added_cond_kwargs=added, return_dict=False
+        )[0]
         prediction = prediction.float()
         if guided:
             unconditional, conditional = prediction.chunk(2)

@@ -11,7 +11,9 @@ import torch
 from latent_shift.core.errors import InputError
 from latent_shift.models.presets import find_preset
 
+from .components import read_index
 from .latent_shift import LatentShiftPipeline
+from .latent_shift_xl import LatentShiftXLPipeline
 from .schedulers import PAPER_NOISE, make_scheduler
 
 MODELS = ("emoji",)
@@ -38,7 +40,8 @@ def load_pipeline(model: str = "emoji", device: str = "auto", dtype: str = "auto
     target = resolve_device(device)
     unet_dtype = resolve_dtype(dtype, device)
     others = torch.float32 if target.type == "cpu" else unet_dtype
-    pipeline = LatentShiftPipeline.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
+    pipeline_class = LatentShiftXLPipeline if "text_encoder_2" in read_index(folder) else LatentShiftPipeline
+    pipeline = pipeline_class.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
     pipeline.to(target)
     return pipeline
 

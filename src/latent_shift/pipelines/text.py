@@ -29,11 +29,7 @@ def encode_text(
     """
     # Hidden padding changes nothing, so it is added after the encoder and not before.
     padding = "longest" if mask_padding else "max_length"
-    tokens = tokenizer(list(captions), padding=padding, truncation=True, max_length=max_tokens, return_tensors="pt")
-    for caption in captions:
-        length = len(tokenizer(caption, truncation=False)["input_ids"])
-        if length > max_tokens:
-            logger.warning("prompt of %d tokens is cut to %d: %r", length, max_tokens, caption)
+    tokens = tokenize(tokenizer, captions, max_tokens, padding)
     device = text_encoder.device
     input_ids = tokens.input_ids.to(device)
     mask = tokens.attention_mask.to(device) if mask_padding else None
@@ -42,3 +38,14 @@ def encode_text(
     if mask is None:
         return features
     return F.pad(features * mask[:, :, None].to(features.dtype), (0, 0, 0, max_tokens - features.shape[1]))
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str], max_tokens: int, padding: str) -> Any:
+    """Captions as tokens, cut to `max_tokens` with a warning that shows what was lost; what transformers returns."""
+    tokens = tokenizer(list(captions), padding=padding, truncation=True, max_length=max_tokens, return_tensors="pt")
+    # Afterwards: a fast tokenizer keeps the last call's way of cutting, and would be saved with it.
+    for caption in captions:
+        length = len(tokenizer(caption, truncation=False)["input_ids"])
+        if length > max_tokens:
+            logger.warning("prompt of %d tokens is cut to %d: %r", length, max_tokens, caption)
+    return tokens

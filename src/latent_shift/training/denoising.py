@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -159,7 +158,8 @@ class DenoisingStage:
     def export(self, folder: Path) -> None:
         """The pipeline with the trained U-Net; its weights in fp16."""
         halved = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("unet", "vae", "text_encoder")}
-        LatentShiftPipeline(**{**self.pipeline.components, **halved}, **_options(self.pipeline)).save_pretrained(folder)
+        settings = {name: self.pipeline.config[name] for name in self.pipeline.settings()}
+        LatentShiftPipeline(**{**self.pipeline.components, **halved}, **settings).save_pretrained(folder)
 
     def _draw(self, kind: str, number: int, size: int, boundary: Boundary | None) -> Batch:
         """Batch `number` of its kind ("still", "frame" of a clip, "clip"), counted from 0."""
@@ -280,12 +280,6 @@ def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float | N
     if schedule.config.prediction_type == "v_prediction":
         return clipped / (snr + 1)
     return clipped / snr
-
-
-def _options(pipeline: LatentShiftPipeline) -> dict[str, Any]:
-    """The pipeline's own settings, without its parts."""
-    accepted = inspect.signature(LatentShiftPipeline.__init__).parameters
-    return {name: pipeline.config[name] for name in accepted if name not in pipeline.components and name != "self"}
 
 
 def _weights_hash(module: torch.nn.Module) -> str:

@@ -1,0 +1,129 @@
+"""`LatentShiftXLPipeline`: the same denoising loop for SDXL, with two text encoders and added conditions.
+
+Source of the conditions: SDXL, arXiv:2307.01952, Sec. 2.2, as diffusers' `StableDiffusionXLPipeline` gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from jaxtyping import Float
+from torch import Tensor
+
+from latent_shift.core.errors import InputError
+from latent_shift.models import VideoUNet
+
+from .latent_shift import LatentShiftPipeline, OutputType
+from .text import tokenize
+
+
+class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipeline):  # type: ignore[misc]
+    """Text to video, and to images, with the U-Net of Stable Diffusion XL and the temporal shift.
+
+    Args:
+        vae: as in `LatentShiftPipeline`, as are all arguments that are not named here.
+        text_encoder: a `CLIPTextModel`.
+        text_encoder_2: a `CLIPTextModelWithProjection`.
+        tokenizer: of the first encoder.
+        tokenizer_2: of the second.
+        unet: a `LatentShiftUNet` or a `LatentVDMUNet`.
+        scheduler: a diffusers scheduler.
+        force_zeros_for_empty_prompt: whether features of a missing negative prompt are zeros.
+        max_tokens: see `LatentShiftPipeline`.
+        default_frames: see `LatentShiftPipeline`.
+        default_size: see `LatentShiftPipeline`.
+        default_guidance_scale: see `LatentShiftPipeline`.
+        fps: see `LatentShiftPipeline`.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = (
+        *("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
+    )
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: VideoUNet,
+        scheduler: SchedulerMixin,
+        force_zeros_for_empty_prompt: bool = True,
+        max_tokens: int | None = None,
+        default_frames: int = 16,
+        default_size: int | None = None,
+        default_guidance_scale: float = 7.5,
+        fps: float = 8.0,
+    ) -> None:
+        DiffusionPipeline.__init__(self)  # and not the parent's: its config would list what is no argument here
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            max_tokens=max_tokens,
+            default_frames=default_frames,
+            default_size=default_size,
+            default_guidance_scale=default_guidance_scale,
+            fps=fps,
+        )
+
+    def encode_pooled_prompt(
+        self, captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "captions tokens width"], Float[Tensor, "captions pooled_width"]]:
+        """Features of the layer before the last of both encoders, side by side, and the pooled ones of the second."""
+        features: list[Tensor] = []
+        for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
+            tokens = tokenize(tokenizer, captions, self.max_prompt_tokens, "max_length")
+            with torch.no_grad():
+                output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+            features.append(output.hidden_states[-2])
+        return torch.cat(features, dim=-1), output[0]
+
+    def _conditions(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        num_videos_per_prompt: int,
+        embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+        size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        pair = _pair("pooled_prompt_embeds", embeds[0], embeds[2])
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        positive, pooled = pair or self.encode_pooled_prompt(prompts)
+        pair = _pair("negative_pooled_prompt_embeds", embeds[1], embeds[3])
+        if pair is None and negative_prompt is None and self.config.force_zeros_for_empty_prompt:
+            pair = torch.zeros_like(positive), torch.zeros_like(pooled)
+        one = isinstance(negative_prompt, str | None)
+        negatives = [str(negative_prompt or "")] * len(positive) if one else list(negative_prompt or ())
+        negative, negative_pooled = pair or self.encode_pooled_prompt(negatives)
+        positive, negative = self.encode_prompt(None, None, num_videos_per_prompt, positive, negative)
+        rows = torch.cat([negative_pooled, pooled]).to(positive).repeat_interleave(num_videos_per_prompt, dim=0)
+        # Original size, crop and target size: a picture of this size that was not cropped.
+        sizes = torch.tensor([[*size, 0, 0, *size]], device=rows.device, dtype=rows.dtype).repeat(len(rows), 1)
+        return positive, negative, {"text_embeds": rows, "time_ids": sizes}
+
+    def _decode(self, latents: Tensor, chunk_size: int, output_type: OutputType) -> Any:
+        # In fp16 this autoencoder overflows (its config says force_upcast), as in diffusers' own pipeline.
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+        return super()._decode(latents, chunk_size, output_type)
+
+
+def _pair(name: str, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if (tokens is None) != (pooled is None):
+        expected = f"be given together with {name.replace('pooled_', '')}, or not at all"
+        raise InputError(name, pooled if pooled is None else tuple(pooled.shape), expected)
+    return None if tokens is None or pooled is None else (tokens, pooled)
