@@ -301,7 +301,7 @@ def test_every_shape_must_fit(copy: Path, name: str) -> None:
         (lambda index: index.update(text_encoder=[None, None]), "have a model_index.json that names its text_encoder"),
         (
             lambda index: index.update(vae=["diffusers", "NoSuchModel"]),
-            "vae in .*model_index.json must be a class of diffusers, latent_shift, transformers, "
+            "vae in .*model_index.json must be a class of diffusers, latent_shift, transformers, latent_diffusion, "
             "got 'diffusers.NoSuchModel'",
         ),
         (lambda index: index.update(vae=["os", "system"]), "got 'os.system'"),
