@@ -305,6 +305,8 @@ def test_what_cannot_be_converted_is_told(ldm: LatentShiftPipeline, tmp_path: Pa
     with pytest.raises(InputError, match=r"prediction_type must be given for single files only"):
         convert_model("emoji", tmp_path / "x", "shift", prediction_type="epsilon")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="prediction_type must be one of epsilon, v_prediction, got 'x0'"):
+        convert_model(tmp_path / "a.safetensors", tmp_path / "x", "shift", prediction_type="x0")
     with pytest.raises(InputError, match=r"source must hold a U-Net \(model\.diffusion_model\.\*\)"):
         convert_model(tmp_path / "a.safetensors", tmp_path / "x", "shift")
     (tmp_path / "b.safetensors").write_bytes(b"no")

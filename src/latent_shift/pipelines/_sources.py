@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.models.video_unet import check_option
 
 from . import _original_keys as original
 from .components import component_class, damaged_files_named, read_index
@@ -122,6 +123,8 @@ def read_single_file(
         InputError: it is none of these.
         DataError: it is damaged.
     """
+    if prediction_type is not None:
+        check_option("prediction_type", prediction_type, ("epsilon", "v_prediction"))
     shapes = read_tensors(path, shapes_only=True)
     keys = shapes.keys()
     if not original.has_prefix(keys, "model.diffusion_model."):
