@@ -10,6 +10,7 @@ import typer
 from latent_shift import __version__
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
+from .benchmark import benchmark
 from .data import data
 from .evaluate import evaluate
 from .generate import generate
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(train)
 app.command()(info)
+app.command()(benchmark)
 app.add_typer(data)
 app.add_typer(evaluate)
 
