@@ -11,7 +11,15 @@ from latent_shift.benchmark import MODELS, BenchmarkOptions, benchmark, write_re
 from latent_shift.benchmark.memory import peak_memory
 from latent_shift.core.errors import InputError, LatentShiftError
 
-QUICK = BenchmarkOptions(rounds=2, compile=False, clip_rounds=1, memory=False, sweep_rounds=1, sweep_frames=(2, 4))
+MEASURED = ("latent_shift", "latent_shift_off", "latent_vdm", "unet2d")
+QUICK = BenchmarkOptions(
+    models=("latent_shift_off", "latent_vdm"),  # and those that they are compared with
+    rounds=2,
+    clip_rounds=1,
+    memory=False,
+    sweep_rounds=1,
+    sweep_frames=(2, 4),
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +30,18 @@ def result() -> dict[str, Any]:
 def test_every_network_is_there_or_says_why_not(result: dict[str, Any]) -> None:
     forward = result["forward"]
     assert list(forward) == list(MODELS)
-    for name in set(MODELS) - {"unet2d_compiled"}:
+    for name in MEASURED:
         assert forward[name]["seconds"] > 0
         assert forward[name]["ratio_to_unet2d"] > 0
         assert forward[name]["memory_format"] in ("contiguous", "channels_last")
-    assert forward["unet2d_compiled"] == {"seconds": None, "ratio_to_unet2d": None, "reason": "not asked for"}
+    for name in set(MODELS) - set(MEASURED):
+        assert forward[name] == {"seconds": None, "ratio_to_unet2d": None, "reason": "not asked for"}
 
 
 def test_ratios(result: dict[str, Any]) -> None:
     forward = result["forward"]
     assert forward["unet2d"]["ratio_to_unet2d"] == 1
-    assert len(forward["unet2d"]["rounds"]) == 4 * QUICK.rounds  # it is in every group
+    assert len(forward["unet2d"]["rounds"]) == 2 * QUICK.rounds  # it is in every group
     assert len(forward["latent_vdm"]["rounds"]) == QUICK.rounds
     on, off = forward["latent_shift"]["rounds"], forward["latent_shift_off"]["rounds"]
     ratios = sorted(one / two for one, two in zip(on, off, strict=True))
@@ -42,11 +51,12 @@ def test_ratios(result: dict[str, Any]) -> None:
 
 def test_whole_clips(result: dict[str, Any]) -> None:
     clips = result["clip"]
-    assert set(clips) == set(MODELS) - {"unet2d_compiled", "latent_shift_off"}
-    for clip in clips.values():
+    assert set(clips) == set(MEASURED) - {"latent_shift_off"}
+    for name, clip in clips.items():
         parts = [clip[f"{part}_seconds"] for part in ("text", "denoising", "decoding")]
         assert min(parts) > 0
-        assert sum(parts) == pytest.approx(clip["total_seconds"])
+        if name != "unet2d":  # the others have one round: no medians that need not add up
+            assert sum(parts) == pytest.approx(clip["total_seconds"])
         assert (clip["steps_measured"], clip["steps"]) == (2, 100)
         assert clip["estimated_total_seconds"] > clip["total_seconds"]
 
@@ -77,20 +87,10 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
         with Image.open(folder / name) as image:
             assert image.format == "PNG"
     page = (folder / "README.md").read_text()
-    for name in set(MODELS) - {"unet2d_compiled"}:
+    for name in MEASURED:
         assert f"\n| {MODELS[name]} | " in page
-    assert "Not measured: the same, compiled: not asked for." in page
+    assert "Not measured: the same, compiled: not asked for; ModelScope" in page
     assert all(line in page for line in result["protocol"])
-
-
-def test_some_networks_alone() -> None:
-    options = BenchmarkOptions(
-        models=("latent_shift_off",), rounds=1, compile=False, clip_rounds=0, memory=False, sweep_rounds=0
-    )
-    result = benchmark("tiny", options, "cpu", "fp32")
-    measured = {name for name, row in result["forward"].items() if row["seconds"] is not None}
-    assert measured == {"latent_shift", "latent_shift_off", "unet2d"}
-    assert result["clip"] == result["frames"] == {}
 
 
 @pytest.mark.parametrize(

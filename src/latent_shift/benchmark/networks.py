@@ -154,7 +154,7 @@ def fill_weights(network: nn.Module, device: torch.device) -> None:
                 continue
             values = torch.full_like(weight, float(name == "weight"), device=device)
             if weight.dim() > 1:
-                scaled = (noise * weight[0].numel() ** -0.5).to(weight.dtype)
+                scaled = (noise[: weight.numel()] * weight[0].numel() ** -0.5).to(weight.dtype)
                 for part in torch.split(values.view(-1), len(scaled)):
                     part.copy_(scaled[: len(part)])
             setattr(module, name, nn.Parameter(values, requires_grad=False))

@@ -231,7 +231,12 @@ def benchmark(
         **machine,
         "dtype": dtype_name,
         "preset": preset,
-        "options": {**asdict(options), "clip_steps": clip_steps},
+        "options": {
+            **asdict(options),
+            "models": list(options.models),
+            "clip_steps": clip_steps,
+            "sweep_frames": list(options.sweep_frames),
+        },
         "protocol": _protocol(found, options, clip_steps),
         "forward": forward,
         "clip": clips,
