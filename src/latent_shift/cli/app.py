@@ -10,6 +10,7 @@ import typer
 from latent_shift import __version__
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
+from .benchmark import benchmark
 from .convert import convert
 from .data import data
 from .evaluate import evaluate
@@ -29,6 +30,7 @@ app.command()(generate)
 app.command()(train)
 app.command()(convert)
 app.command()(info)
+app.command()(benchmark)
 app.add_typer(data)
 app.add_typer(evaluate)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from latent_shift.core.errors import InputError
-from latent_shift.models.presets import find_preset
+from latent_shift.models.presets import Preset, find_preset
 
 from .components import read_index
 from .latent_shift import LatentShiftPipeline
@@ -58,15 +59,19 @@ def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int 
     Raises:
         InputError: a `ValueError`, for an unknown preset, device or dtype.
     """
-    from transformers import AutoTokenizer
-
     preset = find_preset(name)
     target, network_dtype = resolve_device(device), resolve_dtype(dtype, device)
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
-        parts: dict[str, Any] = {**preset.build(target, network_dtype)}
+        return assemble_preset(preset, preset.build(target, network_dtype))
+
+
+def assemble_preset(preset: Preset, networks: Mapping[str, Any]) -> LatentShiftPipeline:
+    """The pipeline of a preset, from its networks `unet`, `vae` and `text_encoder`."""
+    from transformers import AutoTokenizer
+
     return LatentShiftPipeline(
-        **parts,
+        **networks,
         # LDM's text encoder reads BERT's uncased vocabulary, as the default model's does.
         tokenizer=AutoTokenizer.from_pretrained(model_folder("emoji") / "tokenizer", local_files_only=True),
         scheduler=make_scheduler("ddpm", PAPER_NOISE),

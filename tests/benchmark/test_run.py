@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from latent_shift.benchmark import MODELS, BenchmarkOptions, benchmark, write_report
+from latent_shift.benchmark.memory import peak_memory
+from latent_shift.core.errors import InputError, LatentShiftError
+
+MEASURED = ("latent_shift", "latent_shift_off", "latent_vdm", "unet2d")
+QUICK = BenchmarkOptions(
+    models=("latent_shift_off", "latent_vdm"),  # and those that they are compared with
+    rounds=2,
+    clip_rounds=1,
+    memory=False,
+    sweep_rounds=1,
+    sweep_frames=(2, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return benchmark("tiny", QUICK, "cpu", "fp32")
+
+
+def test_every_network_is_there_or_says_why_not(result: dict[str, Any]) -> None:
+    forward = result["forward"]
+    assert list(forward) == list(MODELS)
+    for name in MEASURED:
+        assert forward[name]["seconds"] > 0
+        assert forward[name]["ratio_to_unet2d"] > 0
+        assert forward[name]["memory_format"] in ("contiguous", "channels_last")
+    for name in set(MODELS) - set(MEASURED):
+        assert forward[name] == {"seconds": None, "ratio_to_unet2d": None, "reason": "not asked for"}
+
+
+def test_ratios(result: dict[str, Any]) -> None:
+    forward = result["forward"]
+    assert forward["unet2d"]["ratio_to_unet2d"] == 1
+    assert len(forward["unet2d"]["rounds"]) == 2 * QUICK.rounds  # it is in every group
+    assert len(forward["latent_vdm"]["rounds"]) == QUICK.rounds
+    on, off = forward["latent_shift"]["rounds"], forward["latent_shift_off"]["rounds"]
+    ratios = sorted(one / two for one, two in zip(on, off, strict=True))
+    assert forward["latent_shift"]["ratio_to_latent_shift_off_range"] == ratios
+    assert forward["latent_shift"]["memory_format"] == forward["latent_shift_off"]["memory_format"]
+
+
+def test_whole_clips(result: dict[str, Any]) -> None:
+    clips = result["clip"]
+    assert set(clips) == set(MEASURED) - {"latent_shift_off"}
+    for name, clip in clips.items():
+        parts = [clip[f"{part}_seconds"] for part in ("text", "denoising", "decoding")]
+        assert min(parts) > 0
+        if name != "unet2d":  # the others have one round: no medians that need not add up
+            assert sum(parts) == pytest.approx(clip["total_seconds"])
+        assert (clip["steps_measured"], clip["steps"]) == (2, 100)
+        assert clip["estimated_total_seconds"] > clip["total_seconds"]
+
+
+def test_frames(result: dict[str, Any]) -> None:
+    assert set(result["frames"]) == {"latent_shift", "latent_vdm"}
+    for row in result["frames"].values():
+        assert set(row) == {"2", "4", "linear_fit"}
+        assert row["4"]["seconds"] > 0
+        assert row["linear_fit"]["seconds_per_frame"] > 0
+
+
+def test_it_says_on_what_and_how(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result)) == result
+    assert (result["preset"], result["dtype"]) == ("tiny", "float32")
+    assert {"torch", "diffusers"} <= set(result["versions"])
+    assert result["machine"]["threads"] >= 1
+    assert result["device"].startswith("cpu: ")
+    assert "2 rounds" in " ".join(result["protocol"])
+
+
+def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "report"
+    write_report(result, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "forward.png", "frames.png", "results.json"]
+    assert json.loads((folder / "results.json").read_text()) == result
+    for name in ("forward.png", "frames.png"):
+        with Image.open(folder / name) as image:
+            assert image.format == "PNG"
+    page = (folder / "README.md").read_text()
+    for name in MEASURED:
+        assert f"\n| {MODELS[name]} | " in page
+    assert "Not measured: the same, compiled: not asked for; ModelScope" in page
+    assert all(line in page for line in result["protocol"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ("unet4d",)}, "models must be among latent_shift, .*, got 'unet4d'"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"clip_steps": 101}, "clip_steps must be between 1 and steps, 100, got 101"),
+    ],
+)
+def test_options_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BenchmarkOptions(**changes)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_one_network() -> None:
+    ballast = bytearray(2**28)  # this process's memory is not counted
+    small = peak_memory("latent_shift", "tiny", "cpu", "float32", "contiguous")
+    assert small is not None
+    assert 4 * 1_645_572 <= small < len(ballast)
+    with pytest.raises(LatentShiftError, match="peak memory of latent_shift could not be measured"):
+        peak_memory("latent_shift", "tiny", "nowhere", "float32", "contiguous")
