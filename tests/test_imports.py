@@ -48,7 +48,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         latent_shift.LatentShfit  # noqa: B018
 
 
-@pytest.mark.parametrize("room", ["core", "ops", "media", "models", "data", "pipelines", "training", "benchmark", "cli"])
+@pytest.mark.parametrize(
+    "room", ["core", "ops", "media", "models", "data", "pipelines", "training", "benchmark", "cli"]
+)
 def test_every_module_imports_and_every_name_of_its_room_resolves(room: str) -> None:
     package = importlib.import_module(f"latent_shift.{room}")
     for info in pkgutil.iter_modules(package.__path__):
