@@ -57,7 +57,7 @@ def test_wrong_options_are_one_line(refused: Refused, as_users_run: None, flags:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.compile
 def test_the_whole_command(run: Run, tmp_path: Path) -> None:
-    flags = ("--clip-rounds", "1", "--steps", "2", "--sweep-rounds", "1", "--output", tmp_path / "report")
+    flags = ("--clip-rounds", "0", "--sweep-rounds", "1", "--output", tmp_path / "report")
     result = run(*QUICK, *flags, "--json")
     assert result.code == 0
     measured = json.loads(result.out)
@@ -66,5 +66,5 @@ def test_the_whole_command(run: Run, tmp_path: Path) -> None:
     assert measured["forward"]["unet2d_compiled"]["seconds"] > 0
     assert measured["forward"]["unet2d_compiled"]["compile_seconds"] > 0
     assert measured["forward"]["unet_motion"]["peak_memory_bytes"] > 0
-    assert measured["clip"]["latent_vdm"]["estimated_total_seconds"] is None
+    assert measured["clip"] == {}
     assert list(measured["frames"]["latent_shift"]) == ["4", "8", "16", "32", "64", "128", "linear_fit"]

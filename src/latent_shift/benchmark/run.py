@@ -128,7 +128,8 @@ class _Run:
             except RuntimeError as error:
                 if name != "unet2d_compiled":
                     raise
-                self.facts[name] = missing(f"torch.compile failed: {str(error).strip().splitlines()[0]}")
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                self.facts[name] = missing(f"torch.compile failed: {lines[0]}")
         seconds = take_turns(
             {name: timed(self.forward(denoiser), self.device) for name, denoiser in denoisers.items()},
             self.options.rounds,
