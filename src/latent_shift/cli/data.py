@@ -51,7 +51,9 @@ def emoji(
 
 @data.command()
 def check(
-    source: Annotated[str, typer.Argument(help="A path or kind:path; kinds: see docs/data.md.")],
+    source: Annotated[
+        str, typer.Argument(help="A path, or kind:path with kind folder, files, table, webvid, ucf101 or msrvtt.")
+    ],
     sample: Annotated[int | None, typer.Option(help="Decode a clip of this many records. [default: 100]")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Decode a clip of every record.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of some clips (.png or .jpg).")] = None,

@@ -80,30 +80,36 @@ class MovieReader(VideoReader):
         return self._stack(chosen, size)
 
     def _stack(self, chosen: Sequence[VideoFrame], size: tuple[int, int] | None) -> Frames:
-        pictures: list[Frames] = []
+        first = chosen[0]
+        upright = (first.width, first.height) if _quarter_turns(first) % 2 else (first.height, first.width)
+        result = np.empty((len(chosen), *(size or upright), 3), np.uint8)
         with _naming(self.path):
             for index, frame in enumerate(chosen):
                 if frame.is_corrupt:
                     raise DataError(f"{self.path} is damaged inside")
-                repeated = index > 0 and frame is chosen[index - 1]
-                pictures.append(pictures[-1] if repeated else self._pixels(frame, size))
-        if any(picture.shape != pictures[0].shape for picture in pictures):
-            raise DataError(f"{self.path} changes its frame size on the way")
-        return np.stack(pictures)
+                if size is None and (frame.height, frame.width) != (first.height, first.width):
+                    raise DataError(f"{self.path} changes its frame size on the way")
+                if index and frame is chosen[index - 1]:
+                    result[index] = result[index - 1]
+                else:
+                    self._draw(frame, result[index])
+        return result
 
-    def _pixels(self, frame: VideoFrame, size: tuple[int, int] | None) -> Frames:
+    def _draw(self, frame: VideoFrame, target: Frames) -> None:
+        """Writes a frame, upright, scaled to fill `target` `(height, width, 3)` and cropped evenly."""
         turns = _quarter_turns(frame)
-        height, width = size or (frame.height, frame.width)
-        if size is not None and turns % 2:
-            height, width = width, height
+        target = np.rot90(target, -turns)  # a view that lies as the frame does
+        height, width = target.shape[:2]
         scale = max(height / frame.height, width / frame.width)
         inner_height, inner_width = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-        # Planar RGB is three times as fast as packed RGB, and as exact.
+        top, left = (inner_height - height) // 2, (inner_width - width) // 2
+        # Planar RGB (green, blue, red) is three times as fast as packed RGB, and as exact.
         scaled = self._reformatter.reformat(
             frame, width=inner_width, height=inner_height, format="gbrp", interpolation=EXACT
         )
-        top, left = (inner_height - height) // 2, (inner_width - width) // 2
-        return np.rot90(scaled.to_ndarray()[top : top + height, left : left + width], turns)
+        for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+            target[..., channel] = rows[top : top + height, left : left + width]
 
     def _decode(self, start_s: float) -> Generator[VideoFrame, None, None]:
         """Frames from the last keyframe at or before `start_s` on.
