@@ -11,6 +11,7 @@ from PIL import Image
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.media import even_times, open_video, probe_video, read_clip, read_video, resize_frames, write_video
+from latent_shift.media._movie_reader import MovieReader
 
 from .conftest import Moving
 from .films import cut, number_of, numbered, turn_clockwise, write_film, write_sound
@@ -57,6 +58,21 @@ def test_a_late_clip_is_not_decoded_from_the_start(tmp_path: Path) -> None:
         assert numbers(video.clip(5.0, 1.0, 1)) == [125]
         assert video.decoded_frames <= 25 + 30  # from the keyframe at 100 on
         assert numbers(video.clip(0.0, 1.0, 2)) == [0, 12]
+
+
+def test_frames_that_nobody_refers_to_are_skipped_and_no_bit_changes(
+    tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "film.mp4"
+    grain = np.random.default_rng(0).integers(0, 20, (100, 48, 128, 3), dtype=np.uint8)
+    write_video(path, moving(100, 48, 128) + grain, 25, crf=28)
+    with open_video(path) as video:
+        few = video.clip(0.3, 3.0, 8), video.decoded_frames
+    monkeypatch.setattr(MovieReader, "_wanted", lambda *_: None)
+    with open_video(path) as video:
+        all_of_them = video.clip(0.3, 3.0, 8), video.decoded_frames
+    np.testing.assert_array_equal(few[0], all_of_them[0])
+    assert few[1] < 0.7 * all_of_them[1]
 
 
 def test_a_container_that_seeks_too_late_is_read_from_earlier(tmp_path: Path) -> None:

@@ -147,13 +147,9 @@ class ClipLoader:
             DataError: it is damaged, no video, or too short. Names the file.
         """
         with open_video(record.path) as video:
-            frames, start_s = self.cut(video, position)
+            frames, start_s = cut_clip(video, self.config, derive_seed(self._seed, "window", position))
         form = derive_seed(self._seed, "caption", position) % len(record.captions)
         return Clip(frames, record.captions[form], start_s, record)
-
-    def cut(self, video: VideoReader, position: int) -> tuple[Frames, float]:
-        """What `cut_clip` gives of an open video for `position`."""
-        return cut_clip(video, self.config, derive_seed(self._seed, "window", position))
 
     def _quarantine(self, index: int, error: Exception) -> None:
         file = str(self.source[index].path)

@@ -1,7 +1,8 @@
-"""Clips out of movie files through PyAV (FFmpeg): seeks to the keyframe before the clip and decodes from there."""
+"""Clips out of movie files through PyAV (FFmpeg): from the keyframe before the clip on, and only what it needs."""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ._reader import ROUNDING_S, VideoInfo, VideoReader
 from .video import Frames
 
 if TYPE_CHECKING:
-    from av import VideoFrame, VideoStream
+    from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
 _HOLD_S = 1.0
@@ -52,7 +53,7 @@ class MovieReader(VideoReader):
 
     def info(self) -> VideoInfo:
         """See `VideoReader`; the frame tells which way is up."""
-        with contextlib.closing(self._decode(0.0)) as frames:
+        with contextlib.closing(self._decode([0.0])) as frames:
             first = next(frames, None)
         if first is None:
             raise DataError(f"{self.path} has no frames")
@@ -64,7 +65,7 @@ class MovieReader(VideoReader):
         chosen: list[VideoFrame] = []
         shown: VideoFrame | None = None
         shown_s = 0.0
-        with contextlib.closing(self._decode(times_s[0])) as frames:
+        with contextlib.closing(self._decode(times_s)) as frames:
             for frame in frames:
                 frame_s = self._time(frame, after=shown_s)
                 while shown is not None and len(chosen) < len(times_s) and frame_s > times_s[len(chosen)] + ROUNDING_S:
@@ -111,37 +112,69 @@ class MovieReader(VideoReader):
             rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             target[..., channel] = rows[top : top + height, left : left + width]
 
-    def _decode(self, start_s: float) -> Generator[VideoFrame, None, None]:
-        """Frames from the last keyframe at or before `start_s` on.
+    def _decode(self, times_s: Sequence[float]) -> Generator[VideoFrame, None, None]:
+        """The frames shown at these times, the one after them, and others between that those are made of.
 
-        Some containers have no index and land too late: then from earlier, and at last from the start of the file.
+        Packets say when their frames are shown before anything is decoded, so frames that nobody refers to (most of
+        H.264's B-frames) are skipped unless they are wanted.
         """
         with _naming(self.path):
-            for earlier_s in _SEEK_BACK_S if start_s > 0 else ():
-                first = self._seek(start_s - earlier_s)
-                if first is not None and self._time(first, after=0.0) <= start_s + ROUNDING_S:
-                    yield first
-                    break
-            else:
-                if self.decoded_frames:
-                    self.close()
-                    self._container, self._stream = self._open()
-            for frame in self._container.decode(self._stream):
+            packets = self._packets(times_s)
+            codec = self._stream.codec_context
+            wanted = self._wanted(packets, times_s)
+            for packet in packets:
+                codec.skip_frame = "DEFAULT" if wanted is None or packet.pts in wanted else "NONREF"
+                for frame in packet.decode():
+                    self.decoded_frames += 1
+                    yield frame
+            for frame in codec.decode(None) if packets and packets[-1].size else ():
                 self.decoded_frames += 1
                 yield frame
 
-    def _seek(self, start_s: float) -> VideoFrame | None:
-        """The first frame that can be decoded after a seek; None if there is none."""
+    def _packets(self, times_s: Sequence[float]) -> list[Packet]:
+        """From the last keyframe before the first time to the first packet after the last time.
+
+        Some containers have no index and land too late: then from earlier, and at last from the start of the file.
+        """
         import av
 
-        try:
-            ticks = self._origin + int(max(0.0, start_s) / self._tick())
-            self._container.seek(ticks, stream=self._stream, backward=True)
-            first = next(self._container.decode(self._stream), None)
-        except av.FFmpegError:
+        for earlier_s in _SEEK_BACK_S if times_s[0] > 0 else ():
+            with contextlib.suppress(av.FFmpegError):
+                self._at_start = False
+                ticks = self._origin + int(max(0.0, times_s[0] - earlier_s) / self._tick())
+                self._container.seek(ticks, stream=self._stream, backward=True)
+                packets = self._read_until(times_s[-1])
+                if packets and self._seconds(packets[0]) <= times_s[0] + ROUNDING_S:
+                    return packets
+        if not self._at_start:
+            self.close()
+            self._container, self._stream = self._open()
+        return self._read_until(times_s[-1], from_keyframe=False)
+
+    def _read_until(self, end_s: float, *, from_keyframe: bool = True) -> list[Packet]:
+        packets: list[Packet] = []
+        self._at_start = False
+        for packet in self._container.demux(self._stream):
+            if packets or packet.is_keyframe or not from_keyframe:
+                packets.append(packet)
+            # What comes later is decoded later, and shown later still.
+            if packet.dts is not None and (packet.dts - self._origin) * self._tick() > end_s + ROUNDING_S:
+                break
+        return packets
+
+    def _seconds(self, packet: Packet) -> float:
+        ticks = packet.pts if packet.pts is not None else packet.dts
+        return 0.0 if ticks is None else (ticks - self._origin) * self._tick()
+
+    def _wanted(self, packets: Sequence[Packet], times_s: Sequence[float]) -> set[int] | None:
+        """When the frames at these times are shown, and the one after them, in ticks; None if packets do not say."""
+        if any(packet.pts is None for packet in packets if packet.size):
             return None
-        self.decoded_frames += first is not None
-        return first
+        shown = sorted(packet.pts for packet in packets if packet.pts is not None)
+        places = [bisect.bisect(shown, self._origin + (time + ROUNDING_S) / self._tick()) for time in times_s]
+        return {shown[place - 1] for place in places if place} | {
+            shown[place] for place in places[-1:] if shown[place:]
+        }
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
         import av
@@ -154,6 +187,7 @@ class MovieReader(VideoReader):
                 container.close()
                 raise DataError(f"{self.path} has no video stream")
             pictures[0].thread_type = "NONE"
+            self._at_start = True
             return container, pictures[0]
 
     def _duration(self) -> float:
