@@ -28,7 +28,9 @@ def test_importing_loads_no_heavy_library(module: str) -> None:
     assert loaded(f"import {module}").isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["latent_shift.media", "latent_shift.data.heldout", "latent_shift.data.emoji"])
+@pytest.mark.parametrize(
+    "module", ["latent_shift.media", "latent_shift.data.heldout", "latent_shift.data.emoji", "latent_shift.data.clips"]
+)
 def test_media_and_data_never_load_torch(module: str) -> None:
     assert loaded(f"import {module}").isdisjoint({"torch", "diffusers", "transformers", "av"})
 

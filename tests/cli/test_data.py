@@ -1,12 +1,16 @@
-"""`latent-shift data emoji`: what it refuses. What it builds is tested in `tests/data`."""
+"""`latent-shift data`: what it prints and refuses. What it builds and finds is tested in `tests/data`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from media.films import write_film
 
-from .conftest import Refused
+from latent_shift.media import read_video
+
+from .conftest import Refused, Run
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -29,3 +33,54 @@ def test_a_folder_of_something_else_is_not_overwritten(refused: Refused, tmp_pat
 
 def test_no_workers_are_one_line(refused: Refused) -> None:
     assert refused("data", "emoji", "--workers", "0") == "workers must be at least 1, got 0"
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    write_film(folder / "a.mp4", 60)
+    (folder / "a.txt").write_text("a film")
+    write_film(folder / "silent.mp4", 60)
+    return folder
+
+
+def test_check_prints_what_is_there_and_what_is_dropped(run: Run, films: Path, tmp_path: Path) -> None:
+    result = run("data", "check", films, "--all", "--size", "32", "--sheet", tmp_path / "sheet.png")
+    assert result.code == 0
+    assert "records: 1   captions: 1" in result.out
+    assert "sizes: 64x48 (1)" in result.out
+    assert f"dropped: 1\n  {films / 'silent.mp4'}: there is no silent.txt beside it" in result.out
+    assert read_video(tmp_path / "sheet.png").frames.shape[1] > 32
+
+
+def test_check_as_json(run: Run, films: Path) -> None:
+    report = json.loads(run("data", "check", f"files:{films}", "--sample", "5", "--json", "--num-frames", "2").out)
+    assert (report["records"], report["usable"], report["clips"]) == (1, 1, 1)
+    assert report["dropped"][0]["reason"] == "there is no silent.txt beside it"
+
+
+def test_check_fails_where_nothing_is_left(run: Run, films: Path) -> None:
+    result = run("data", "check", films, "--duration", "9")
+    assert result.code == 1
+    assert "lasts 2.40 s, less than the clip's 9 s" in result.out
+    assert result.out.endswith("nothing is left to train on\n")
+    assert run("data", "check", films, "--duration", "9", "--short", "whole").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none"], "source must be a file or folder that exists, got 'none'"),
+        ([".", "--sample", "0"], "source must hold captioned video"),
+        (["FILMS", "--sample", "0"], "sample must be at least 1, got 0"),
+        (["FILMS", "--sample", "3", "--all"], "sample must be left out where --all is given, got 3"),
+        (["FILMS", "--num-frames", "0"], "num_frames must be valid"),
+        (["FILMS", "--short", "stretch"], "short must be valid"),
+        (["FILMS", "--sheet", "sheet.mp4"], "sheet must end in .png or .jpg, got 'sheet.mp4'"),
+    ],
+)
+def test_check_refuses_in_one_line(refused: Refused, films: Path, arguments: list[str], message: str) -> None:
+    assert refused("data", "check", *(str(films) if part == "FILMS" else part for part in arguments)).startswith(
+        message
+    )

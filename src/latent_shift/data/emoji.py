@@ -25,11 +25,11 @@ from latent_shift.core.errors import InputError, LatentShiftError
 from latent_shift.core.files import write_json
 
 from ._emoji_pictures import PictureJob, make_picture
-from ._emoji_source import LABELS, PACKAGES, Dropped, EmojiPicture, EmojiSource
+from ._emoji_source import LABELS, PACKAGES, EmojiPicture, EmojiSource
 from ._emojibase import count_labels, emoji_key, make_captions
 from .heldout import HeldOut, LabelInfo, family_of, load_heldout
 from .npm import NpmPackage, PackageSource, fetch_package, find_package
-from .records import MANIFEST_FILE, METADATA_FILE, CaptionedVideoFolder, write_records
+from .records import MANIFEST_FILE, METADATA_FILE, CaptionedVideoFolder, Dropped, write_records
 
 logger = logging.getLogger(__name__)
 

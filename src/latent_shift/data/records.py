@@ -46,20 +46,32 @@ class CaptionedVideo:
     index: int = 0
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A file that is not used, and why."""
+
+    file: str
+    reason: str
+
+
 class CaptionedVideoFolder:
     """A folder in the format of this module, read and checked at once; videos are decoded by `read`.
 
     Attributes:
         path: the folder.
         manifest: its `dataset.json`; empty where it has none.
+        dropped: what it lists and does not have, unless that is an error.
     """
 
-    def __init__(self, path: str | Path, argument: str = "data") -> None:
+    kind = "folder"
+
+    def __init__(self, path: str | Path, argument: str = "data", *, drop_missing: bool = False) -> None:
         """Reads the records.
 
         Args:
             path: the folder.
             argument: what the caller calls it, for messages.
+            drop_missing: put listed files that are not there into `dropped`; otherwise the first is an error.
 
         Raises:
             InputError: there is no such folder, it is empty or it has no `metadata.jsonl`.
@@ -73,8 +85,9 @@ class CaptionedVideoFolder:
             empty = next(self.path.iterdir(), None) is None
             raise InputError(argument, str(path), f"hold a {METADATA_FILE}" + (" (it is empty)" if empty else ""))
         self.manifest = _read_manifest(self.path / MANIFEST_FILE)
-        self._records = _read_records(source)
-        if not self._records:
+        self.dropped: list[Dropped] = []
+        self._records = _read_records(source, self.dropped if drop_missing else None)
+        if not self._records and not self.dropped:
             raise InputError(argument, str(path), f"hold at least one video ({METADATA_FILE} lists none)")
 
     def __len__(self) -> int:
@@ -123,15 +136,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_records(path: Path) -> list[CaptionedVideo]:
+def _read_records(path: Path, dropped: list[Dropped] | None) -> list[CaptionedVideo]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
     records: list[CaptionedVideo] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            records.append(_parse_line(line, f"{path}, line {number}", path.parent, len(records)))
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        record = _parse_line(line, where, path.parent, len(records))
+        if record.path.exists():
+            records.append(record)
+        elif dropped is None:
+            raise DataError(f"{where}: the file {record.path.relative_to(path.parent)} is missing")
+        else:
+            dropped.append(Dropped(str(record.path.relative_to(path.parent)), "the file is missing"))
     return records
 
 
@@ -156,6 +177,4 @@ def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVid
         raise DataError(f"{where}: the first of captions must be the caption {caption!r}, got {captions[0]!r}")
     if not isinstance(metadata, dict):
         raise DataError(f"{where}: metadata must be an object, got {metadata!r}")
-    if not (folder / name).exists():
-        raise DataError(f"{where}: the file {name} is missing")
     return CaptionedVideo(folder / name, caption, tuple(captions), metadata, index)

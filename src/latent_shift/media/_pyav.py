@@ -20,7 +20,7 @@ _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
 _BT709, _LIMITED_RANGE = 1, 1
 # swscale's bicubic with exact rounding and whole chroma (4 + 0x40000 + 0x2000 + 0x4000): its quick default darkens
 # every pixel by one level on the way there and back.
-_EXACT = 0x46004
+EXACT = 0x46004
 
 
 def read_movie(path: Path) -> Video:
@@ -38,7 +38,7 @@ def read_movie(path: Path) -> Video:
             stream = container.streams.video[0]
             frames = []
             for frame in container.decode(stream):
-                pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+                pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT)
                 frames.append(np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels)
             rate = stream.average_rate or stream.guessed_rate
             comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
@@ -83,7 +83,7 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
                 format="yuv420p",
                 dst_colorspace=_BT709,
                 dst_color_range=_LIMITED_RANGE,
-                interpolation=_EXACT,
+                interpolation=EXACT,
             )
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from latent_shift.core.errors import DataError, InputError
 
@@ -12,6 +14,8 @@ from ._images import is_image, read_image
 from ._pyav import read_movie
 from ._whole import missing_bytes
 from .video import Video
+
+MediaKind: TypeAlias = Literal["folder", "image", "movie"]
 
 
 def read_video(path: str | os.PathLike[str], *, expect_frames: int | None = None) -> Video:
@@ -31,19 +35,36 @@ def read_video(path: str | os.PathLike[str], *, expect_frames: int | None = None
         DataError: it is empty, truncated, no video, or has not `expect_frames` frames. Names the file.
     """
     path = Path(path)
-    if path.is_dir():
-        video = read_folder(path)
-    else:
-        try:
-            with path.open("rb") as file:
-                head = file.read(32)
-        except OSError as error:
-            raise InputError("video", str(path), f"be a file or folder that can be read ({error.strerror})") from error
-        if not head:
-            raise DataError(f"{path} is empty")
-        if missing := missing_bytes(path):
-            raise DataError(f"{path} is truncated: {missing} bytes are missing")
-        video = read_image(path) if is_image(head) else read_movie(path)
+    readers: dict[MediaKind, Callable[[Path], Video]] = {
+        "folder": read_folder,
+        "image": read_image,
+        "movie": read_movie,
+    }
+    video = readers[media_kind(path)](path)
     if expect_frames is not None and len(video.frames) != expect_frames:
         raise DataError(f"{path} has {len(video.frames)} frames, expected {expect_frames}")
     return video
+
+
+def media_kind(path: Path) -> MediaKind:
+    """How what is at `path` has to be read; its first bytes decide, and a file that was cut short is refused.
+
+    Returns:
+        `folder` (of PNG frames), `image` (what Pillow reads, still or animated) or `movie` (what FFmpeg reads).
+
+    Raises:
+        InputError: nothing is there, or it may not be read.
+        DataError: it is empty or shorter than its own header says. Names the file.
+    """
+    if path.is_dir():
+        return "folder"
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise InputError("video", str(path), f"be a file or folder that can be read ({error.strerror})") from error
+    if not head:
+        raise DataError(f"{path} is empty")
+    if missing := missing_bytes(path):
+        raise DataError(f"{path} is truncated: {missing} bytes are missing")
+    return "image" if is_image(head) else "movie"

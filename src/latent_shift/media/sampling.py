@@ -42,3 +42,23 @@ def even_frame_indices(num_source: int, num_frames: int) -> list[int]:
         return [(num_source - 1) // 2]
     steps = num_frames - 1
     return [(index * (num_source - 1) * 2 + steps) // (2 * steps) for index in range(num_frames)]
+
+
+def even_times(start_s: float, duration_s: float, num_frames: int) -> list[float]:
+    """Moments spread evenly over a window, the first at its start; the step is `duration_s / num_frames`.
+
+    Args:
+        start_s: where the window starts, seconds.
+        duration_s: how long it is, seconds.
+        num_frames: how many moments.
+
+    Returns:
+        Seconds, ascending: 16 from a window of 2 s are 0.125 s apart, which is 8 frames a second.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    check_at_least("start_s", start_s, 0)
+    check_at_least("duration_s", duration_s, 0)
+    check_at_least("num_frames", num_frames, 1)
+    return [start_s + index * duration_s / num_frames for index in range(num_frames)]

@@ -1,0 +1,93 @@
+"""What every reader of captioned video gives: records, and what was dropped on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from .records import CaptionedVideo, Dropped
+
+MEDIA_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+    + (".gif", ".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".avif")
+)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Captioned video from anywhere: a sequence of records, in a fixed order.
+
+    Attributes:
+        kind: which reader it is.
+        path: what was opened.
+        dropped: files that give no record, and why; whether a file can be decoded is found out when it is.
+    """
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    @property
+    def dropped(self) -> Sequence[Dropped]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def __getitem__(self, index: int) -> CaptionedVideo: ...  # noqa: D105
+
+    def __iter__(self) -> Iterator[CaptionedVideo]: ...  # noqa: D105
+
+
+class CollectedSource:
+    """A `Source` that its reader fills, record by record."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        """Args: kind: which reader it is. path: what was opened."""
+        self.kind, self.path = kind, path
+        self.dropped: list[Dropped] = []
+        self._records: list[CaptionedVideo] = []
+        self._listings: dict[str, frozenset[str]] = {}
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> CaptionedVideo:
+        """The record at `index`."""
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[CaptionedVideo]:
+        """The records, in the order in which they were found."""
+        return iter(self._records)
+
+    def add(self, file: Path, captions: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> None:
+        """Keeps a file with those of its captions that are text, or drops it with the reason."""
+        texts = tuple(" ".join(item.split()) for item in captions if isinstance(item, str) and item.strip())
+        if not texts:
+            self.drop(file, "it has no caption")
+        elif not self._exists(file):
+            self.drop(file, "the file is missing")
+        else:
+            self._records.append(CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self._records)))
+
+    def drop(self, file: Path | str, reason: str) -> None:
+        """Notes a file that gives no record."""
+        self.dropped.append(Dropped(str(file), reason))
+
+    def _exists(self, file: Path) -> bool:
+        """One listing a folder instead of one question a file: sources have millions of files."""
+        folder, name = os.path.split(file)
+        if folder not in self._listings:
+            try:
+                self._listings[folder] = frozenset(os.listdir(folder or "."))
+            except OSError:
+                self._listings[folder] = frozenset()
+        return name in self._listings[folder]
+
+
+def is_media(path: Path) -> bool:
+    """Whether a file is called as videos and images are. Hidden files are none."""
+    return path.suffix.lower() in MEDIA_SUFFIXES and not path.name.startswith(".")

@@ -1,0 +1,162 @@
+"""Clips for training, as in the paper: short windows at random moments, a few frames of each, resized and cropped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from latent_shift.core.config import Config
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.seeding import derive_seed
+from latent_shift.media import Frames, VideoReader, open_video
+
+from ._collect import Source
+from .order import SampleOrder
+from .records import CaptionedVideo, Dropped
+
+logger = logging.getLogger(__name__)
+
+_JUDGED_OVER = 100
+_SHOWN_REASONS = 3
+
+
+class ClipConfig(Config):
+    """What is cut out of a video. The defaults are the paper's: 16 frames of 2 s (8 a second), 256 x 256."""
+
+    num_frames: Annotated[int, Field(ge=1)] = 16
+    """Frames of a clip, evenly spaced. Of 1, any moment of the video is drawn."""
+    duration_s: Annotated[float, Field(gt=0)] = 2.0
+    """Length of the window, seconds."""
+    size: Annotated[int, Field(ge=1)] = 256
+    """Height and width in pixels: the picture is scaled to fill the square, and what sticks out is cropped evenly."""
+    short: Literal["drop", "whole"] = "drop"
+    """A video shorter than the window is bad, or gives the frames of its whole length, which then seem faster."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the videos tried (counted as at least 100, or all there are) that may be bad; then the run stops."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip and what it shows.
+
+    Attributes:
+        frames: `(frames, size, size, 3)`, uint8, RGB in [0, 255]; one frame of a still image. Training scales them to
+            [-1, 1].
+        caption: one of the record's captions.
+        start_s: where in the video it starts, seconds.
+        record: where it is from.
+    """
+
+    frames: Frames
+    caption: str
+    start_s: float
+    record: CaptionedVideo
+
+
+def cut_clip(video: VideoReader, config: ClipConfig, seed: int) -> tuple[Frames, float]:
+    """Cuts one clip at a moment drawn from `seed`; uniform over all where the window fits.
+
+    Args:
+        video: an open video.
+        config: what to cut.
+        seed: decides the moment, together with the length of the video.
+
+    Returns:
+        The frames, `(frames, size, size, 3)`, uint8, and the start, seconds.
+
+    Raises:
+        DataError: the video is damaged, or shorter than the window and `config.short` is `drop`. Names the file.
+    """
+    window_s = config.duration_s if config.num_frames > 1 else 0.0
+    if not video.is_still and video.duration_s < window_s:
+        if config.short == "drop":
+            raise DataError(f"{video.path} lasts {video.duration_s:.2f} s, less than the clip's {window_s:g} s")
+        window_s = video.duration_s
+    spare_s = max(0.0, video.duration_s - window_s)
+    start_s = spare_s * float(np.random.default_rng(seed).random())
+    return video.clip(start_s, window_s, config.num_frames, config.size), start_s
+
+
+class ClipLoader:
+    """An endless stream of clips by position; a map that any number of workers can share, each with a copy.
+
+    The clip at a position depends on (seed, position) and the files alone: neither on which were read before nor by
+    whom. A file that cannot be read is quarantined: logged with its reason, counted in `bad`, and never opened again;
+    another record, drawn from (seed, position), takes its place. When more than `max_bad_share` is bad, the run stops.
+
+    Attributes:
+        bad: what was quarantined so far, by record index.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: ClipConfig | None = None,
+        *,
+        seed: int = 0,
+        groups: Sequence[Hashable] | None = None,
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+            source: where records come from.
+            config: what is cut of them.
+            seed: the run's seed.
+            groups: for each record, what should be seen equally often; by default each record is its own group.
+
+        Raises:
+            InputError: the source has no records. Names it.
+        """
+        if not len(source):
+            raise InputError(
+                "source", str(source.path), f"hold at least one video ({len(source.dropped)} were dropped)"
+            )
+        self.source, self.config = source, config or ClipConfig()
+        self.bad: dict[int, Dropped] = {}
+        self._seed = seed
+        self._order = SampleOrder(groups if groups is not None else range(len(source)), seed)
+        self._tried = np.zeros(len(source), dtype=bool)
+
+    def __getitem__(self, position: int) -> Clip:
+        """The clip at `position` of the stream, from 0.
+
+        Raises:
+            DataError: more than the share `max_bad_share` of the videos is bad. Names the share and some files.
+        """
+        index, attempt = self._order.record(position), 0
+        while True:
+            if index not in self.bad:
+                self._tried[index] = True
+                try:
+                    return self.read(self.source[index], position)
+                except (DataError, InputError) as error:
+                    self._quarantine(index, error)
+            attempt += 1
+            index = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
+
+    def read(self, record: CaptionedVideo, position: int) -> Clip:
+        """The clip of one record that belongs to `position`.
+
+        Raises:
+            InputError: the file is not there.
+            DataError: it is damaged, no video, or too short. Names the file.
+        """
+        with open_video(record.path) as video:
+            frames, start_s = cut_clip(video, self.config, derive_seed(self._seed, "window", position))
+        form = derive_seed(self._seed, "caption", position) % len(record.captions)
+        return Clip(frames, record.captions[form], start_s, record)
+
+    def _quarantine(self, index: int, error: Exception) -> None:
+        file = str(self.source[index].path)
+        self.bad[index] = Dropped(file, str(error).removeprefix(file).strip())
+        logger.warning("quarantined %s: %s", file, self.bad[index].reason)
+        judged = max(int(self._tried.sum()), min(len(self.source), _JUDGED_OVER))
+        if len(self.bad) > self.config.max_bad_share * judged or len(self.bad) == len(self.source):
+            shown = "; ".join(f"{bad.file}: {bad.reason}" for bad in list(self.bad.values())[:_SHOWN_REASONS])
+            share = f"more than max_bad_share = {self.config.max_bad_share:g}"
+            raise DataError(f"{len(self.bad)} of {judged} videos of {self.source.path} are bad, {share}; {shown}")
