@@ -152,6 +152,13 @@ def test_an_image_is_a_clip_of_one_frame(pipeline: LatentShiftPipeline) -> None:
     assert run(pipeline, num_frames=1, output_type="np").shape == (1, 1, 16, 16, 3)
 
 
+def test_an_image_of_a_looping_model_sees_that_it_has_no_neighbours(make_pipeline: MakePipeline) -> None:
+    looping = make_pipeline(unet={"shift_boundary": "circular"})
+    image = run(looping, num_frames=1)
+    assert torch.equal(image, run(looping, num_frames=1, boundary="zero"))
+    assert not torch.allclose(image, run(looping, num_frames=1, boundary="circular"), atol=1e-3)
+
+
 def test_boundary_reaches_the_network(make_pipeline: MakePipeline) -> None:
     pipeline, looping = make_pipeline(), make_pipeline(unet={"shift_boundary": "circular"})
     results = {boundary: run(pipeline, boundary=boundary) for boundary in ("zero", "circular", None)}

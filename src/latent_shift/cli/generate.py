@@ -133,7 +133,7 @@ def _make(
         "scheduler": scheduler,
         "steps": options["num_inference_steps"],
         "guidance_scale": pipeline.config.default_guidance_scale if guidance is None else guidance,
-        "loop": options["boundary"] == "circular",
+        "loop": len(frames) > 1 and "circular" in (options["boundary"], pipeline.unet.default_boundary),
         "version": f"latent-shift {__version__}",
     }
     metadata = {key: str(value) for key, value in settings.items()}

@@ -159,7 +159,7 @@ class LatentShiftPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  #
             pooled_prompt_embeds: pooled features that belong to `prompt_embeds` (SDXL only) `(prompts, width)`.
             negative_pooled_prompt_embeds: those that belong to `negative_prompt_embeds` (SDXL only).
             boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
-                attention) off (Figs. 6 and 7); the default is the U-Net's.
+                attention) off (Figs. 6 and 7); the default is the U-Net's, and for an image `"zero"`.
             eta: for the schedulers that have it (DDIM).
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
@@ -183,6 +183,8 @@ class LatentShiftPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  #
         check_at_least("decode_chunk_size", decode_chunk_size, 1)
 
         device = self._execution_device
+        if boundary == "default" and num_frames == 1:
+            boundary = "zero"  # an image has no neighbours; around a loop of one frame it would be its own
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         positive, negative, added = self._conditions(
             prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width)

@@ -141,7 +141,7 @@ class DenoisingStage:
                 num_frames=self._recipe.data.num_frames if video else 1,
                 num_inference_steps=options.num_inference_steps,
                 guidance_scale=options.guidance_scale,
-                boundary="zero" if video else None,
+                boundary="default" if video else None,
                 generator=generators,
                 output_type="np",
             )
