@@ -68,10 +68,11 @@ class Denoiser(nn.Module):
         timestep: Tensor,
         encoder_hidden_states: Float[Tensor, "batch tokens text_channels"],
         boundary: Any = "default",
+        added_cond_kwargs: None = None,
         return_dict: bool = False,
     ) -> tuple[Float[Tensor, "batch channels frames height width"]]:
-        """Predicts the noise; `boundary` and `return_dict` are there for the pipeline."""
-        del boundary, return_dict
+        """Predicts the noise; the last three arguments are there for the pipeline."""
+        del boundary, added_cond_kwargs, return_dict
         return (self.call(self.network, sample, timestep, encoder_hidden_states),)
 
 
