@@ -12,7 +12,7 @@ from latent_shift.data.heldout import load_heldout, stage_records
 from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.evaluation import EvaluationOptions, evaluate_emoji
 from latent_shift.evaluation import emoji as protocol
-from latent_shift.evaluation.emoji import SETS, emoji_subjects
+from latent_shift.evaluation.subjects import SETS, emoji_subjects
 
 OPTIONS = EvaluationOptions(steps=2, loop=True)
 

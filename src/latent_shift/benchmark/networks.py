@@ -50,17 +50,20 @@ class Denoiser(nn.Module):
     @property
     def device(self) -> torch.device:
         """Of the weights."""
-        return self.network.device  # type: ignore[no-any-return]
+        device: torch.device = self.network.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.network.dtype  # type: ignore[no-any-return]
+        dtype: torch.dtype = self.network.dtype
+        return dtype
 
     @property
     def num_upsamplers(self) -> int:
         """How often the network doubles the size."""
-        return self.network.num_upsamplers  # type: ignore[no-any-return]
+        times: int = self.network.num_upsamplers
+        return times
 
     def forward(
         self,
@@ -192,11 +195,13 @@ def example_inputs(
 
 
 def _as_clips(network: Any, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    return network(sample, timestep, text, return_dict=False)[0]  # type: ignore[no-any-return]
+    prediction: Tensor = network(sample, timestep, text, return_dict=False)[0]
+    return prediction
 
 
 def _without_shift(network: Any, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    return network(sample, timestep, text, boundary=None, return_dict=False)[0]  # type: ignore[no-any-return]
+    prediction: Tensor = network(sample, timestep, text, boundary=None, return_dict=False)[0]
+    return prediction
 
 
 def _with_text_a_frame(network: Any, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ def check_output(folder: Path) -> None:
         InputError: the folder cannot be made.
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "train") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "train")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

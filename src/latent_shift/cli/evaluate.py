@@ -46,7 +46,7 @@ def emoji(
       latent-shift evaluate emoji --model runs/emoji-video/model --set training --limit 20 --no-floors
     """
     from latent_shift.evaluation import EvaluationOptions, evaluate_emoji
-    from latent_shift.evaluation.emoji import SETS
+    from latent_shift.evaluation.subjects import SETS
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries

@@ -17,28 +17,28 @@ MEDIA_SUFFIXES = frozenset(
 
 @runtime_checkable
 class Source(Protocol):
-    """Captioned video from anywhere: a sequence of records, in a fixed order.
-
-    Attributes:
-        kind: which reader it is.
-        path: what was opened.
-        dropped: files that give no record, and why; whether a file can be decoded is found out when it is.
-    """
+    """Captioned video from anywhere: a sequence of records, in a fixed order."""
 
     @property
-    def kind(self) -> str: ...  # noqa: D102
+    def kind(self) -> str:
+        """Which reader it is."""
 
     @property
-    def path(self) -> Path: ...  # noqa: D102
+    def path(self) -> Path:
+        """What was opened."""
 
     @property
-    def dropped(self) -> Sequence[Dropped]: ...  # noqa: D102
+    def dropped(self) -> Sequence[Dropped]:
+        """Files that give no record, and why; whether a file can be decoded is found out when it is."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int:
+        """The number of records."""
 
-    def __getitem__(self, index: int) -> CaptionedVideo: ...  # noqa: D105
+    def __getitem__(self, index: int) -> CaptionedVideo:
+        """The record at `index`."""
 
-    def __iter__(self) -> Iterator[CaptionedVideo]: ...  # noqa: D105
+    def __iter__(self) -> Iterator[CaptionedVideo]:
+        """The records, in order."""
 
 
 class CollectedSource:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.core.files import atomic_path
+from latent_shift.core.files import atomic_path, read_json_object
 from latent_shift.media import Video, read_video
 
 METADATA_FILE = "metadata.jsonl"
@@ -84,7 +84,8 @@ class CaptionedVideoFolder:
         if not source.is_file():
             empty = next(self.path.iterdir(), None) is None
             raise InputError(argument, str(path), f"hold a {METADATA_FILE}" + (" (it is empty)" if empty else ""))
-        self.manifest = _read_manifest(self.path / MANIFEST_FILE)
+        manifest = self.path / MANIFEST_FILE
+        self.manifest = read_json_object(manifest) if manifest.exists() else {}
         self.dropped: list[Dropped] = []
         self._records = _read_records(source, self.dropped if drop_missing else None)
         if not self._records and not self.dropped:
@@ -122,18 +123,6 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     with atomic_path(path / METADATA_FILE) as temporary:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         temporary.write_text(text, encoding="utf-8")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no JSON that can be read ({error})") from error
-    if not isinstance(manifest, dict):
-        raise DataError(f"{path} must hold a JSON object")
-    return manifest
 
 
 def _read_records(path: Path, dropped: list[Dropped] | None) -> list[CaptionedVideo]:

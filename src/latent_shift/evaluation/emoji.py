@@ -1,25 +1,15 @@
 """`latent-shift evaluate emoji`: does the default model draw what the sentence says, and move as that thing moves?
 
-Who is asked for, by rule and never by eye (`h` is `core.seeding.hash_fraction`):
-
-training      100 labels with a clip that the video stage may see, spread over the groups: within its group a label's
-              place is its rank by `h("evaluate", label)` over the group's size, and the lowest 100 places are taken.
-heldout       One label of each held-out family: the one whose still the image stage may see.
-pairs         Each held-out pair of label and skin tone.
-paraphrase    The 100 labels again, each asked for by the tag that no caption has (labels without such a tag are not).
-
-Every clip is made once, with a seed of its own, and kept as a lossless file in a folder that is named by model and
-settings; a second run takes what is there. The scores are computed from the files.
+Who is asked for is in `subjects`. Every clip is made once, with a seed of its own, and kept as a lossless file in a
+folder that is named by model and settings; a second run takes what is there. The scores are computed from the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +21,9 @@ import torch
 from latent_shift import __version__
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, sha256_file, write_json
-from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.core.shapes import check_at_least
-from latent_shift.data.heldout import load_heldout, stage_records, verify_heldout
-from latent_shift.data.records import METADATA_FILE, CaptionedVideo, CaptionedVideoFolder
+from latent_shift.data.heldout import load_heldout, verify_heldout
+from latent_shift.data.records import METADATA_FILE, CaptionedVideoFolder
 from latent_shift.media import Frames, read_video, write_video
 from latent_shift.metrics import (
     EfficientNetLite0,
@@ -50,10 +39,11 @@ from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
 
+from .subjects import SETS, Subject, emoji_subjects
+
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how much of it, and how much there is."""
 
-SETS = ("training", "heldout", "pairs", "paraphrase")
 _MATCH_FRAMES = 8
 """A clip's features are averaged over so many evenly spaced frames."""
 _PSNR_EVERY = 6
@@ -66,31 +56,6 @@ _BOUNDARIES: dict[Row, Boundary | Literal["default"] | None] = {
     "shift_off": None,
     "base": None,
 }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One clip that is asked for.
-
-    Attributes:
-        prompt: the sentence.
-        label: what it should show.
-        tone: its skin tone; None where none is asked for.
-        record: index of the real clip in the data folder.
-        seed: of its noise.
-    """
-
-    prompt: str
-    label: str
-    tone: str | None
-    record: int
-    seed: int
-
-    @property
-    def file_name(self) -> str:
-        """Of the clip."""
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.label} {self.tone or ''}".lower()).strip("-")
-        return f"{words}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}.webp"
 
 
 @dataclass(frozen=True)
@@ -225,46 +190,6 @@ def evaluate_emoji(
     if seconds["model"]:  # none where all clips were there
         result["settings"]["seconds_per_clip"] = round(statistics.median(seconds["model"]), 2)
     return result
-
-
-def emoji_subjects(folder: CaptionedVideoFolder, labels: int = 100, seed: int = 0) -> dict[str, list[Subject]]:
-    """Who is asked for, set by set; see the module."""
-    heldout = load_heldout()
-    clips = [record for record in folder if record.metadata["kind"] == "clip"]
-    plain = {record.metadata["label"]: record for record in clips if not record.metadata["tone"]}
-
-    def subject(name: str, record: CaptionedVideo, prompt: str) -> Subject:
-        label, tone = record.metadata["label"], record.metadata["tone"]
-        return Subject(prompt, label, tone, record.index, derive_seed(seed, "evaluate", name, prompt))
-
-    groups: dict[str, list[CaptionedVideo]] = defaultdict(list)
-    for record in stage_records(plain.values(), "video"):
-        groups[record.metadata["group"]].append(record)
-    places = []
-    for members in groups.values():
-        members.sort(key=lambda record: hash_fraction("evaluate", record.metadata["label"]))
-        places += [((rank + 0.5) / len(members), record.index) for rank, record in enumerate(members)]
-    chosen = [folder[index] for _, index in sorted(places)[:labels]]
-    stills = set(heldout.families.values())
-    return {
-        "training": [subject("training", record, record.caption) for record in chosen],
-        "heldout": [
-            subject("heldout", record, record.caption)
-            for record in plain.values()
-            if record.metadata["family"] in heldout.families and record.metadata["hexcode"] in stills
-        ],
-        "pairs": [
-            subject("pairs", record, record.caption)
-            for record in clips
-            if isinstance(record.metadata["tone"], str)
-            and (record.metadata["label"], record.metadata["tone"]) in heldout.pairs
-        ],
-        "paraphrase": [
-            subject("paraphrase", record, record.metadata["heldout_tag"])
-            for record in chosen
-            if record.metadata["heldout_tag"]
-        ],
-    }
 
 
 class _ClipStore:

@@ -6,7 +6,6 @@ that old ones name are replaced by inert ones. Files are mapped into memory, not
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.files import read_json_object
 from latent_shift.models.video_unet import check_option
 
 from . import _original_keys as original
@@ -93,7 +93,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         network_class = component_class(folder, folders[name])
         if name == "unet" and not issubclass(network_class, UNet2DConditionModel):
             raise InputError("source", network_class.__name__, "have a UNet2DConditionModel")
-        networks[name] = Part(network_class, read_config(place / "config.json"), _folder_reader(place, variant))
+        networks[name] = Part(network_class, read_json_object(place / "config.json"), _folder_reader(place, variant))
     known = {*networks, *_TOKENIZERS, "scheduler"}
     settings = {name: value for name, value in index.items() if not name.startswith("_") and not _is_entry(value)}
     if networks["text_encoder"].network_class is LDMBertModel:
@@ -102,7 +102,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         name=str(folder),
         networks=networks,
         tokenizers={name: str(folder / folders[name]) for name in _TOKENIZERS if name in folders},
-        scheduler=(index[folders["scheduler"]][1], read_config(folder / "scheduler" / "scheduler_config.json")),
+        scheduler=(index[folders["scheduler"]][1], read_json_object(folder / "scheduler" / "scheduler_config.json")),
         settings=settings,
         left_out=sorted(folders[name] for name in folders.keys() - known),
     )
@@ -267,26 +267,11 @@ def _folder_reader(folder: Path, variant: str | None) -> Callable[[], dict[str, 
             if whole.is_file():
                 return read_tensors(whole)
             if shards[0].is_file():
-                files = sorted(set(read_config(shards[0])["weight_map"].values()))
+                files = sorted(set(read_json_object(shards[0])["weight_map"].values()))
                 return {key: tensor for file in files for key, tensor in read_tensors(folder / file).items()}
         raise DataError(f"{folder} has no weights ({', '.join((*_WEIGHT_FILES, *_PICKLED_FILES))})")
 
     return read
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} does not hold a JSON object")
-    return config
 
 
 def _is_entry(value: Any) -> bool:

@@ -41,7 +41,13 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
     """
 
     parts: ClassVar[tuple[str, ...]] = (
-        *("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "unet",
+        "scheduler",
     )
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
 
