@@ -145,7 +145,7 @@ def road(make_tree: MakeTree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, model in (
         ("autoencoder", {}),
         ("image", {"autoencoder": str(root / "autoencoder/model")}),
-        ("video", {"init": str(root / "image/model"), "arguments": {"noise_shared": 0.5}}),
+        ("video", {"init": str(root / "image/model"), "arguments": {"noise_correlation": 0.5}}),
     ):
         train(parse_config(Recipe, make_tree(stage, root / stage, model=model)))
     return root

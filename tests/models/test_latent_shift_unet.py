@@ -159,7 +159,7 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
         "shift_fold": 4,
         "shift_placement": "before_conv1",
         "shift_boundary": "circular",
-        "noise_shared": 0.5,
+        "noise_correlation": 0.5,
     }
     parents = {"dropout": 0.25, "norm_eps": 1e-4, "flip_sin_to_cos": False, "downsample_padding": 1}
     unet = LatentShiftUNet(**{**TINY, **CONFIGS[name]}, **shift, **parents).eval()
@@ -184,7 +184,7 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
 def test_a_2d_config_gives_the_papers_shift() -> None:
     plain, _ = make_pair()
     unet = LatentShiftUNet.from_config(plain.config)
-    options = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_boundary": "zero", "noise_shared": 0.0}
+    options = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_boundary": "zero", "noise_correlation": 0.0}
     assert {key: unet.config[key] for key in options} == options
     assert unet.config.block_out_channels == TINY["block_out_channels"]
     # An option given beside the config counts.
@@ -456,8 +456,8 @@ def test_no_state_is_left_on_the_modules() -> None:
         ({"shift_fold": 1}, "shift_fold must be at least 2, got 1"),
         ({"shift_placement": "after"}, "shift_placement must be one of before_norm1, before_conv1, got 'after'"),
         ({"shift_boundary": "wrap"}, "shift_boundary must be one of zero, circular, got 'wrap'"),
-        ({"noise_shared": 1.0}, r"noise_shared must be in \[0, 1\), got 1.0"),
-        ({"noise_shared": -0.1}, r"noise_shared must be in \[0, 1\), got -0.1"),
+        ({"noise_correlation": 1.0}, r"noise_correlation must be in \[0, 1\), got 1.0"),
+        ({"noise_correlation": -0.1}, r"noise_correlation must be in \[0, 1\), got -0.1"),
         (
             {"down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D")},
             "block type must be one of CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UNetMidBlock2DCrossAttn, "

@@ -177,7 +177,7 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 
 
 def test_config_round_trip(tmp_path: Path) -> None:
-    unet = make_unet(relative_attention_max_distance=48, noise_shared=0.25)
+    unet = make_unet(relative_attention_max_distance=48, noise_correlation=0.25)
     unet.save_pretrained(tmp_path)
     again = LatentVDMUNet.from_pretrained(tmp_path)
     configs = [json.loads(network.to_json_string()) for network in (unet, again)]
@@ -194,7 +194,7 @@ def test_config_round_trip(tmp_path: Path) -> None:
         ({"temporal_heads": 0}, "temporal_heads"),
         ({"relative_attention_num_buckets": 6}, "relative_attention_num_buckets must be a multiple of 4, got 6"),
         ({"relative_attention_max_distance": 8}, "relative_attention_max_distance must be more than 8"),
-        ({"noise_shared": 1.0}, "noise_shared"),
+        ({"noise_correlation": 1.0}, "noise_correlation"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], named: str) -> None:

@@ -23,7 +23,7 @@ def test_table_6() -> None:
     unet, vae, text = parts["unet"], parts["vae"], parts["text_encoder"]
     assert unet.config.shift_fold == 3
     assert unet.config.shift_boundary == "zero"
-    assert unet.config.noise_shared == 0
+    assert unet.config.noise_correlation == 0
     assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 8
     assert unet.config.cross_attention_dim == text.config.d_model == 1280
     assert [type(block).__name__ for block in unet.down_blocks[:3]] == ["CrossAttnDownBlock2D"] * 3

@@ -56,7 +56,12 @@ def test_round_trip_of_diffusers_autoencoder_and_all_settings(make_pipeline: Mak
         "default_guidance_scale": 1.5,
         "fps": 12.0,
     }
-    options = {"shift_fold": 2, "shift_boundary": "circular", "noise_shared": 0.5, "shift_placement": "before_conv1"}
+    options = {
+        "shift_fold": 2,
+        "shift_boundary": "circular",
+        "noise_correlation": 0.5,
+        "shift_placement": "before_conv1",
+    }
     pipeline = make_pipeline(unet=options, vae=make_kl_vae(), **settings)
     pipeline.save_pretrained(tmp_path / "model")
     loaded = LatentShiftPipeline.from_pretrained(str(tmp_path / "model"))
@@ -100,7 +105,7 @@ def test_diffusers_loads_the_unet_as_an_image_model(saved: Path) -> None:
 
 
 def test_parts_and_settings_can_be_given(saved: Path) -> None:
-    unet, scheduler = make_unet(noise_shared=0.25), DDIMScheduler()
+    unet, scheduler = make_unet(noise_correlation=0.25), DDIMScheduler()
     loaded = LatentShiftPipeline.from_pretrained(saved, unet=unet, scheduler=scheduler, default_frames=7)
     assert loaded.unet is unet
     assert loaded.scheduler is scheduler

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
 from latent_shift.pipelines import LatentShiftPipelineOutput, make_scheduler
+from latent_shift.pipelines.noise import correlate_frames
 
 from .conftest import MakePipeline, make_kl_vae
 
@@ -88,12 +88,12 @@ def test_chunked_decoding_changes_nothing(pipeline: LatentShiftPipeline) -> None
         torch.testing.assert_close(result, results[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("noise_shared", [0.0, 0.5])
+@pytest.mark.parametrize("noise_correlation", [0.0, 0.5])
 @pytest.mark.parametrize("scheduler", ["ddpm", "dpm++"])
 def test_a_clip_does_not_depend_on_its_neighbours_in_the_batch(
-    make_pipeline: MakePipeline, scheduler: str, noise_shared: float
+    make_pipeline: MakePipeline, scheduler: str, noise_correlation: float
 ) -> None:
-    pipeline = make_pipeline(unet={"noise_shared": noise_shared})
+    pipeline = make_pipeline(unet={"noise_correlation": noise_correlation})
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     prompts = [HEART, HAND, "a blue ."]
     together = run(pipeline, prompts, (5, 6, 7), negative_prompt=["red", "blue", ""])
@@ -152,11 +152,11 @@ def test_an_image_is_a_clip_of_one_frame(pipeline: LatentShiftPipeline) -> None:
     assert run(pipeline, num_frames=1, output_type="np").shape == (1, 1, 16, 16, 3)
 
 
-def test_an_image_of_a_looping_model_sees_that_it_has_no_neighbours(make_pipeline: MakePipeline) -> None:
+def test_around_a_loop_of_one_frame_the_shift_is_the_identity(make_pipeline: MakePipeline) -> None:
     looping = make_pipeline(unet={"shift_boundary": "circular"})
     image = run(looping, num_frames=1)
-    assert torch.equal(image, run(looping, num_frames=1, boundary="zero"))
-    assert not torch.allclose(image, run(looping, num_frames=1, boundary="circular"), atol=1e-3)
+    assert torch.equal(image, run(looping, num_frames=1, boundary=None))
+    assert not torch.allclose(image, run(looping, num_frames=1, boundary="zero"), atol=1e-3)
 
 
 def test_boundary_reaches_the_network(make_pipeline: MakePipeline) -> None:
@@ -274,18 +274,18 @@ def test_callback_changes_tensors(pipeline: LatentShiftPipeline) -> None:
     assert torch.equal(both, plain)
 
 
-def test_shared_noise(make_pipeline: MakePipeline) -> None:
+@pytest.mark.parametrize("boundary", ["default", "zero", "circular", None])
+def test_correlated_noise(make_pipeline: MakePipeline, boundary: Any) -> None:
     shape = (2, 4, 3, 2, 2)
-    for share in (0.0, 0.8):
-        noise = make_pipeline(unet={"noise_shared": share}).prepare_latents(shape, generators(0, 1))
-        for clip, generator in zip(noise, generators(0, 1), strict=True):
-            own = torch.randn(4, 3, 2, 2, generator=generator)
-            common = torch.randn(4, 1, 2, 2, generator=generator)
-            torch.testing.assert_close(clip, math.sqrt(share) * common + math.sqrt(1 - share) * own)
-    large = make_pipeline(unet={"noise_shared": 0.8}).prepare_latents((1, 4, 2, 64, 64), generators(0))
-    assert large.var().item() == pytest.approx(1, abs=0.03)
-    one, other = large[0].transpose(0, 1).flatten(1)
-    assert torch.corrcoef(torch.stack([one, other]))[0, 1].item() == pytest.approx(0.8, abs=0.02)
+    own = torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators(0, 1)])
+    plain = make_pipeline(unet={"noise_correlation": 0.0})
+    assert torch.equal(plain.prepare_latents(shape, generators(0, 1), None, boundary), own)
+    for default in ("zero", "circular"):
+        pipeline = make_pipeline(unet={"noise_correlation": 0.8, "shift_boundary": default})
+        made = pipeline.prepare_latents(shape, generators(0, 1), None, boundary)
+        # Without the shift the noise is that of the clip with it, for comparison.
+        edges = default if boundary in ("default", None) else boundary
+        assert torch.equal(made, correlate_frames(own, 0.8, edges))
 
 
 def test_schedulers_that_take_more_steps_than_asked_for(pipeline: LatentShiftPipeline) -> None:

@@ -59,7 +59,7 @@ def make_recipe(make_tree: MakeTree, road: Path, tmp_path: Path) -> MakeRecipe:
         models: dict[str, dict[str, Any]] = {
             "autoencoder": {},
             "image": {"autoencoder": str(road / "autoencoder/model")},
-            "video": {"init": str(road / "image/model"), "arguments": {"noise_shared": 0.5}},
+            "video": {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}},
         }
         changes["model"] = {**models[stage], **changes.get("model", {})}
         return parse_config(Recipe, make_tree(stage, tmp_path / output, **changes))

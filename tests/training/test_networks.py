@@ -25,17 +25,17 @@ def test_a_network_has_the_arguments_of_the_recipe(make_tree: MakeTree, tmp_path
 
 def test_arguments_go_on_top_of_a_config(make_tree: MakeTree, tmp_path: Any) -> None:
     base = LatentShiftUNet(**make_tree("image", tmp_path)["model"]["arguments"])
-    made = make_network(LatentShiftUNet, {"noise_shared": 0.8}, base.config)
+    made = make_network(LatentShiftUNet, {"noise_correlation": 0.8}, base.config)
     changed = {name for name in base.config if base.config[name] != made.config[name]}
-    assert {name for name in changed if not name.startswith("_")} == {"noise_shared"}
-    assert made.config.noise_shared == 0.8
+    assert {name for name in changed if not name.startswith("_")} == {"noise_correlation"}
+    assert made.config.noise_correlation == 0.8
 
 
 @pytest.mark.parametrize("on_top", [False, True])
 @pytest.mark.parametrize(
     ("network", "key", "near"),
     [
-        (LatentShiftUNet, "noise_sharred", "noise_shared"),
+        (LatentShiftUNet, "noise_corelation", "noise_correlation"),
         (LatentShiftUNet, "crossattention_dim", "cross_attention_dim"),
         (PatchAutoencoderKL, "latent_channel", "latent_channels"),
     ],

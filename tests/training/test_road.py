@@ -85,7 +85,7 @@ def test_a_model_folder_says_what_it_is(road: Path) -> None:
     assert {key: index[key] for key in expected} == expected
     assert json.loads((road / "image/model/model_index.json").read_text())["default_frames"] == 1
     unet = json.loads((road / "video/model/unet/config.json").read_text())
-    assert unet["noise_shared"] == 0.5
+    assert unet["noise_correlation"] == 0.5
     assert str(road) not in "".join(file.read_text() for file in (road / "video/model").rglob("*.json"))
 
 
@@ -120,7 +120,7 @@ def test_the_baseline_takes_the_same_road(make_recipe: MakeRecipe, road: Path) -
     assert index["unet"] == ["latent_shift", "LatentVDMUNet"]
     pipeline = LatentShiftPipeline.from_pretrained(folder)
     assert type(pipeline.unet) is LatentVDMUNet
-    assert pipeline.unet.config.noise_shared == 0
+    assert pipeline.unet.config.noise_correlation == 0
     # Trained: what was zero before is not, and the image model's weights moved a little.
     assert pipeline.unet.mid_block.temporal_attentions[0].to_out.weight.abs().max() > 0
     clip, loop, still = draw(folder), draw(folder, boundary="circular"), draw(folder, boundary=None)

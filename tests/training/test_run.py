@@ -110,7 +110,7 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
         ("image", {"model": {"text_encoder": "nowhere"}}, "model.text_encoder must be a folder with text_encoder/ in"),
         ("image", {"model": {"arguments": {"sample_sise": 2}}}, "did you mean 'sample_size'?"),
         ("autoencoder", {"model": {"arguments": {"decoder_layer": 2}}}, "did you mean 'decoder_layers'?"),
-        ("video", {"model": {"arguments": {"noise_sharred": 0.5}}}, "did you mean 'noise_shared'?"),
+        ("video", {"model": {"arguments": {"noise_corelation": 0.5}}}, "did you mean 'noise_correlation'?"),
         ("video", {"model": {"arguments": {"block_out_channels": [8, 24]}}}, "give a network that the weights of"),
     ],
 )

@@ -31,19 +31,19 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     """The 5-D interface that `LatentShiftUNet` and `LatentVDMUNet` share. Alone it treats each frame as a picture.
 
     Args:
-        noise_shared: share of the noise variance that the frames of a clip have in common, in training and at the
-            first step of sampling, in [0, 1); 0 is the paper (mixed noise of PYoCo, arXiv:2305.10474).
+        noise_correlation: of the noise of neighbouring frames, in training and at the first step of sampling, in
+            [0, 1); 0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
     Raises:
         InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
     """
 
-    def __init__(self, noise_shared: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, noise_correlation: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= noise_shared < 1:
-            raise InputError("noise_shared", noise_shared, "be in [0, 1)")
-        self.register_to_config(noise_shared=noise_shared)
+        if not 0 <= noise_correlation < 1:
+            raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
+        self.register_to_config(noise_correlation=noise_correlation)
         self._refuse_unknown_parts()
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,6 +24,7 @@ from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
+from .noise import correlate_frames
 from .text import encode_text
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -147,7 +147,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             pooled_prompt_embeds: pooled features that belong to `prompt_embeds` (SDXL only) `(prompts, width)`.
             negative_pooled_prompt_embeds: those that belong to `negative_prompt_embeds` (SDXL only).
             boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
-                attention) off (Figs. 6 and 7); the default is the U-Net's, and for an image `"zero"`.
+                attention) off (Figs. 6 and 7); the default is the U-Net's.
             eta: for the schedulers that have it (DDIM).
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
@@ -171,14 +171,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         check_at_least("decode_chunk_size", decode_chunk_size, 1)
 
         device = self._execution_device
-        if boundary == "default" and num_frames == 1:
-            boundary = "zero"  # an image has no neighbours; around a loop of one frame it would be its own
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         positive, negative, added = self._conditions(
             prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width)
         )
         shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
-        latents = self.prepare_latents(shape, generator, latents)
+        latents = self.prepare_latents(shape, generator, latents, boundary)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
@@ -232,10 +230,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         shape: tuple[int, int, int, int, int],
         generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None = None,
+        boundary: Boundary | Literal["default"] | None = "default",
     ) -> Float[Tensor, "batch channels frames height width"]:
         """Initial noise of unit variance, fp32 as everything that the scheduler computes.
 
-        The frames share a part of it where the model was trained so (`noise_shared`).
+        Neighbouring frames have a part of it in common where the model was trained so (`noise_correlation`).
         """
         device = self._execution_device
         if isinstance(generator, Sequence) and len(generator) != shape[0]:
@@ -246,11 +245,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             return latents.to(device, torch.float32)
         generators = list(generator) if isinstance(generator, Sequence) else generator
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
-        if self.unet.config.noise_shared:
-            common = (shape[0], shape[1], 1, shape[3], shape[4])
-            shared = randn_tensor(common, generator=generators, device=device, dtype=torch.float32)
-            noise = mix_noise(noise, shared, self.unet.config.noise_shared)
-        return noise
+        # With the shift off, too, the noise is what the clip with the shift would start from.
+        edges = self.unet.default_boundary if boundary is None or boundary == "default" else boundary
+        return correlate_frames(noise, self.unet.config.noise_correlation, edges)
 
     def _conditions(
         self,
@@ -356,11 +353,6 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         check_divisible("width", width, factor)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError("output_type", output_type, "be one of pil, np, pt, latent")
-
-
-def mix_noise(own: Tensor, shared: Tensor, share: float) -> Tensor:
-    """Noise of unit variance; the frames have the part `share` of the variance in common (arXiv:2305.10474)."""
-    return math.sqrt(share) * shared + math.sqrt(1 - share) * own
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ class DiffusionConfig(Config):
     """Share of steps that train on still pictures: in the video stage as one-frame videos; in the image stage the other
     steps see single frames of clips. Data without stills, or without clips, has no choice."""
     circular_share: float = Field(0.0, ge=0, le=1)
-    """Video stage: share of video steps whose shift wraps around, for seamless loops."""
+    """Video stage: share of steps whose shift wraps around, for seamless loops (and for stills is the identity)."""
     random_phase: bool = False
     """Video stage: each clip starts at a random frame of its loop; only for endless loops."""
 

@@ -27,7 +27,8 @@ from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
-from latent_shift.pipelines.latent_shift import latent_statistics, mix_noise
+from latent_shift.pipelines.latent_shift import latent_statistics
+from latent_shift.pipelines.noise import correlate_frames
 from latent_shift.pipelines.text import encode_text
 
 from .config import DiffusionConfig, Recipe
@@ -112,16 +113,13 @@ class DenoisingStage:
         share = options.image_share if len(self._orders) == 2 else float("stills" in self._orders)
         # Steps on stills are spread evenly; each kind of step counts on its own, so that no sample is passed over.
         stills_before = math.floor(step * share)
-        if math.floor((step + 1) * share) > stills_before:
-            if recipe.stage == "image":
-                return self._draw("still", stills_before, recipe.batch_size, None)
-            return self._draw("still", stills_before, recipe.image_batch_size, "zero")
-        others_before = step - stills_before
+        is_still = math.floor((step + 1) * share) > stills_before
+        number = stills_before if is_still else step - stills_before
         if recipe.stage == "image":
-            return self._draw("frame", others_before, recipe.batch_size, None)
-        rng = np.random.default_rng(derive_seed(recipe.seed, "boundary", others_before))
-        circular = rng.random() < options.circular_share
-        return self._draw("clip", others_before, recipe.batch_size, "circular" if circular else "zero")
+            return self._draw("still" if is_still else "frame", number, recipe.batch_size, None)
+        kind, size = ("still", recipe.image_batch_size) if is_still else ("clip", recipe.batch_size)
+        rng = np.random.default_rng(derive_seed(recipe.seed, "boundary", kind, number))
+        return self._draw(kind, number, size, "circular" if rng.random() < options.circular_share else "zero")
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run."""
@@ -163,7 +161,6 @@ class DenoisingStage:
 
     def _draw(self, kind: str, number: int, size: int, boundary: Boundary | None) -> Batch:
         """Batch `number` of its kind ("still", "frame" of a clip, "clip"), counted from 0."""
-        noise_shared = self.network.config.noise_shared
         latents, text, noises = [], [], []
         for position in range(number * size, (number + 1) * size):
             seed = derive_seed(self._recipe.seed, kind, position)
@@ -176,14 +173,11 @@ class DenoisingStage:
             dropped = rng.random() < self._recipe.diffusion.caption_dropout
             text.append(self._empty if dropped else self._cache.caption(record, form))
             generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(clip.shape, generator=generator)
-            if noise_shared and clip.shape[1] > 1:
-                shared = torch.randn((clip.shape[0], 1, *clip.shape[2:]), generator=generator)
-                noise = mix_noise(noise, shared, noise_shared)
-            noises.append(noise)
+            noises.append(torch.randn(clip.shape, generator=generator))
         padded = _pad_tokens(text, self.pipeline.max_prompt_tokens)
         timesteps = self._timesteps(derive_seed(self._recipe.seed, kind, "timesteps", number), size)
-        return Batch(torch.stack(latents), padded, torch.stack(noises), timesteps, boundary)
+        noise = correlate_frames(torch.stack(noises), self.network.config.noise_correlation, boundary or "zero")
+        return Batch(torch.stack(latents), padded, noise, timesteps, boundary)
 
     def _timesteps(self, seed: int, size: int) -> Tensor:
         """Uniform in [0, T), and spread evenly over a batch, for less variance (arXiv:2107.00630, App. I.1)."""
