@@ -137,8 +137,8 @@ def test_a_loss_that_is_no_number_is_one_line_and_code_1(
     run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = AutoencoderStage.loss
-    monkeypatch.setattr(AutoencoderStage, "loss", lambda self, step: loss(self, step) * float("inf"))
+    monkeypatch.setattr(AutoencoderStage, "loss", lambda self, batch: loss(self, batch) * float("inf"))
     result = run("train", recipe)
     assert result.code == 1
-    assert result.err.splitlines()[-1].startswith("latent-shift: error: the loss of step 1 is inf; start anew")
+    assert result.err.splitlines()[-1].startswith("latent-shift: error: the loss of step 1 is inf (")
     assert "Traceback" not in result.err

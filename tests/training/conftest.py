@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_shift.core.config import parse_config
@@ -21,30 +22,47 @@ MakeRecipe = Callable[..., Recipe]
 MakeStage = Callable[..., DenoisingStage]
 
 
+class LineBatches:
+    """Points on a line: eight a step, whatever the recipe says."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.bad: tuple[int, int] | None = None
+
+    def size(self, step: int) -> int:
+        return 8
+
+    def names(self, step: int, rows: range) -> list[str]:
+        return [f"point {step}.{row}" for row in rows]
+
+    def draw(self, step: int, rows: range | None = None) -> Tensor:
+        points = torch.randn(8, 3, generator=torch.Generator().manual_seed(derive_seed(self.seed, step)))
+        if self.bad is not None and self.bad[0] == step:
+            points[self.bad[1]] = float("nan")
+        rows = rows or range(8)
+        return points[rows.start : rows.stop]
+
+
 class LineStage:
     """Fits a line; writes down the weights that it sees."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.network: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 1))
+        self.batches = LineBatches(seed)
         self.seen: list[list[Tensor]] = []
         self.previewed: dict[str, list[Tensor]] = {}
-        self.bad_step: int | None = None
-        self.seed = seed
 
     def weights(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.network.parameters()]
 
-    def loss(self, step: int) -> Tensor:
+    def loss(self, x: Tensor) -> Tensor:
         self.seen.append(self.weights())
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, step))
-        x = torch.randn(8, 3, generator=generator)
-        loss = (self.network(x)[:, 0] - 2 * x[:, 0] - 1).square().mean()
-        return loss * float("nan") if step == self.bad_step else loss
+        return (self.network(x)[:, 0] - 2 * x[:, 0] - 1).square()
 
     def preview(self, folder: Path) -> None:
         self.previewed[folder.name] = self.weights()
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def export(self, folder: Path) -> None:
         self.previewed["export"] = self.weights()
@@ -82,6 +100,6 @@ def make_stage(make_recipe: MakeRecipe) -> MakeStage:
     """A denoising stage at its start."""
 
     def make(stage: str, **changes: Any) -> DenoisingStage:
-        return _denoising(make_recipe(stage, **changes), torch.device("cpu"))
+        return _denoising(make_recipe(stage, **changes), Accelerator(cpu=True))
 
     return make

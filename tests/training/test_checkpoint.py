@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from latent_shift.core.errors import InputError
-from latent_shift.training.checkpoint import (
-    latest_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from latent_shift.training.checkpoint import latest_checkpoint, save_checkpoint
 
 
 def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -66,27 +61,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="output must be in a folder that can be written"):
         save_checkpoint(tmp_path / "file", 1, groups(1.0), {})
-
-
-def test_an_optimizer_comes_back_bit_for_bit() -> None:
-    def make() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
-        torch.manual_seed(0)
-        network = torch.nn.Linear(3, 2)
-        return network, torch.optim.AdamW(network.parameters(), lr=0.1)
-
-    def step(network: torch.nn.Linear, optimizer: torch.optim.AdamW) -> None:
-        optimizer.zero_grad()
-        network(torch.ones(1, 3)).square().sum().backward()
-        optimizer.step()
-
-    network, optimizer = make()
-    for _ in range(3):
-        step(network, optimizer)
-    tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer).items()}
-    assert set(tensors) == {f"{index}.{name}" for index in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
-    other, resumed = make()
-    other.load_state_dict(network.state_dict())
-    load_optimizer_tensors(resumed, tensors)
-    for pair in ((network, optimizer), (other, resumed)):
-        step(*pair)
-    assert all(torch.equal(left, right) for left, right in zip(network.parameters(), other.parameters(), strict=True))

@@ -69,34 +69,46 @@ def alphas(options: DiffusionConfig) -> np.ndarray:
 def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: str) -> None:
     options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
     first, second = (make_stage(stage, diffusion=options) for _ in range(2))
-    expected = [first.batch(step) for step in STEPS]
+    expected = [first.batches.draw(step) for step in STEPS]
     for step in (11, 3, 3, 0, 15):
-        assert_same(second.batch(step), expected[step])
+        assert_same(second.batches.draw(step), expected[step])
     torch.manual_seed(123)
     np.random.default_rng(0).random()
-    assert_same(first.batch(3), expected[3])
+    assert_same(first.batches.draw(3), expected[3])
     other = make_stage(stage, diffusion=options, seed=1)
-    assert all(not torch.equal(other.batch(step).noise, expected[step].noise) for step in STEPS)
+    assert all(not torch.equal(other.batches.draw(step).noise, expected[step].noise) for step in STEPS)
 
 
-def test_drawing_ahead_changes_nothing(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = make_stage("video")
-    drawn: list[int] = []
-    batch = stage.batch
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stage: str) -> None:
+    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    batches = make_stage(stage, diffusion=options).batches
+    for step in STEPS:
+        whole, size = batches.draw(step), batches.size(step)
+        assert len(whole.latents) == size
+        for rows in (range(0, 1), range(1, size), range(size - 1, size)):
+            part = batches.draw(step, rows)
+            assert part.boundary == whole.boundary
+            for name in FIELDS:
+                assert torch.equal(getattr(part, name), getattr(whole, name)[rows.start : rows.stop]), name
 
-    def counted(step: int) -> Batch:
-        drawn.append(step)
-        return batch(step)
 
-    monkeypatch.setattr(stage, "batch", counted)
-    monkeypatch.setattr(stage, "_device", torch.device("meta"))
-    for step in (0, 1, 2, 7, 8):  # a resumed run jumps
-        ready, expected = stage._ready(step), batch(step)
-        assert torch.equal(ready.latents, expected.latents)
-        assert torch.equal(ready.noise, expected.noise)
-        assert torch.equal(ready.timesteps, expected.timesteps)
-    stage._drawer.shutdown()
-    assert sorted(drawn) == [0, 1, 2, 3, 7, 8, 9]
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_rows_have_the_names_of_their_files(make_stage: MakeStage, squares: Path, stage: str) -> None:
+    made = make_stage(stage)
+    folder = CaptionedVideoFolder(squares)
+    paths = {kind: [str(r.path) for r in folder if r.path.parent.name == kind] for kind in ("clips", "stills")}
+    candidates = {
+        path: latents for kind in paths for path, latents in zip(paths[kind], encoded(made, squares, kind), strict=True)
+    }
+    for step in STEPS:
+        batch, size = made.batches.draw(step), made.batches.size(step)
+        names = made.batches.names(step, range(size))
+        assert [made.batches.names(step, range(row, row + 1)) for row in range(size)] == [[name] for name in names]
+        for latents, name in zip(batch.latents, names, strict=True):
+            clip, count = candidates[name], latents.shape[1]
+            starts = range(clip.shape[1] - count + 1)
+            assert nearest(latents, [clip[:, start : start + count] for start in starts]) is not None
 
 
 def test_clips_and_stills_are_the_data_normalised(make_stage: MakeStage, squares: Path) -> None:
@@ -105,7 +117,7 @@ def test_clips_and_stills_are_the_data_normalised(make_stage: MakeStage, squares
     assert (len(clips), len(stills)) == (8, 4)
     seen: dict[bool, list[int | None]] = {True: [], False: []}
     for step in STEPS:
-        batch = stage.batch(step)
+        batch = stage.batches.draw(step)
         for latents in batch.latents:
             seen[is_still(batch)].append(nearest(latents, stills if is_still(batch) else clips))
     # Four steps of three stills, twelve of four clips; each record once an epoch.
@@ -121,7 +133,7 @@ def test_the_image_stage_sees_frames_of_clips_and_stills_without_the_shift(
     stills = encoded(stage, squares, "stills")
     picked = set()
     for step in STEPS:
-        batch = stage.batch(step)
+        batch = stage.batches.draw(step)
         assert batch.boundary is None
         assert batch.latents.shape == (4, 4, 1, 2, 2)
         for latents in batch.latents:
@@ -134,7 +146,7 @@ def test_the_image_stage_sees_frames_of_clips_and_stills_without_the_shift(
 def test_frames_of_a_clip_can_be_fewer(make_stage: MakeStage, squares: Path) -> None:
     stage = make_stage("image", data={"max_frames_per_clip": 2}, diffusion={"image_share": 0.0})
     frames = [clip[:, [index]] for clip in encoded(stage, squares, "clips") for index in (0, 2)]
-    assert all(nearest(latents, frames) is not None for step in STEPS for latents in stage.batch(step).latents)
+    assert all(nearest(latents, frames) is not None for step in STEPS for latents in stage.batches.draw(step).latents)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 4), (0.5, 8), (1.0, 16)])
@@ -144,15 +156,8 @@ def test_steps_on_stills_are_the_share_of_all_and_spread_evenly(
 ) -> None:
     made = make_stage(stage, diffusion={"image_share": share})
     calls: list[tuple[str, int, int]] = []
-    draw = made._draw
-
-    def noted(kind: str, number: int, size: int, boundary: Any) -> Batch:
-        calls.append((kind, number, size))
-        return draw(kind, number, size, boundary)
-
-    monkeypatch.setattr(made, "_draw", noted)
     for step in STEPS:
-        made.batch(step)
+        calls.append((*made.batches._kind(step), made.batches.size(step)))
     kinds = [kind == "still" for kind, _, _ in calls]
     assert sum(kinds) == count
     if count:
@@ -180,10 +185,10 @@ def test_data_of_one_kind_have_no_share(make_stage: MakeStage, squares: Path, tm
     image = make_stage("image", data=data)
     candidates = encoded(image, tmp_path / "data", kept)
     frames = [clip[:, [index]] for clip in candidates for index in range(clip.shape[1])]
-    assert all(nearest(latents, frames) is not None for step in STEPS for latents in image.batch(step).latents)
+    assert all(nearest(latents, frames) is not None for step in STEPS for latents in image.batches.draw(step).latents)
     if kept == "clips":
         video = make_stage("video", data=data)
-        assert not any(is_still(video.batch(step)) for step in STEPS)
+        assert not any(is_still(video.batches.draw(step)) for step in STEPS)
     else:
         with pytest.raises(InputError, match=r"data.folder must have clips of more than one frame"):
             make_stage("video", data=data)
@@ -205,7 +210,7 @@ def test_frames_of_another_size_are_refused(make_stage: MakeStage, stage: str) -
 @pytest.mark.parametrize(("share", "expected"), [(0.0, {"zero"}), (1.0, {"circular"}), (0.5, {"zero", "circular"})])
 def test_a_share_of_the_steps_is_circular(make_stage: MakeStage, share: float, expected: set[str]) -> None:
     stage = make_stage("video", diffusion={"circular_share": share})
-    batches = [stage.batch(step) for step in range(64)]
+    batches = [stage.batches.draw(step) for step in range(64)]
     for kind in (True, False):
         boundaries = [batch.boundary for batch in batches if is_still(batch) is kind]
         assert set(boundaries) == expected
@@ -220,7 +225,7 @@ def test_a_random_phase_rolls_the_loop(make_stage: MakeStage, squares: Path, ran
     rolled = [clip.roll(phase, dims=1) for clip in clips for phase in range(4)]
     phases = set()
     for step in STEPS:
-        for latents in stage.batch(step).latents:
+        for latents in stage.batches.draw(step).latents:
             index = nearest(latents, rolled)
             assert index is not None
             phases.add(index % 4)
@@ -235,7 +240,7 @@ def test_dropped_captions_are_the_empty_one(make_stage: MakeStage, squares: Path
     features = encode_text(pipeline.tokenizer, pipeline.text_encoder, ["", *captions], 8, True)
     found = []
     for step in range(24):
-        batch = stage.batch(step)
+        batch = stage.batches.draw(step)
         assert batch.text.shape == (4, 8, 16)
         for row in batch.text:
             close = [torch.allclose(row, feature, atol=5e-3) for feature in features]
@@ -254,7 +259,7 @@ def test_a_caption_belongs_to_its_clip(make_stage: MakeStage, squares: Path) -> 
     records = [record for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"]
     pipeline = stage.pipeline
     for step in range(6):
-        batch = stage.batch(step)
+        batch = stage.batches.draw(step)
         for latents, row in zip(batch.latents, batch.text, strict=True):
             index = nearest(latents, clips)
             assert index is not None
@@ -263,7 +268,7 @@ def test_a_caption_belongs_to_its_clip(make_stage: MakeStage, squares: Path) -> 
 
 
 def test_captions_have_the_length_of_the_recipe(make_stage: MakeStage) -> None:
-    assert make_stage("image", model={"max_tokens": 4}).batch(0).text.shape == (4, 4, 16)
+    assert make_stage("image", model={"max_tokens": 4}).batches.draw(0).text.shape == (4, 4, 16)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
@@ -271,7 +276,7 @@ def test_captions_have_the_length_of_the_recipe(make_stage: MakeStage) -> None:
 def test_noise_of_neighbouring_frames_correlates(make_stage: MakeStage, correlation: float, circular: bool) -> None:
     diffusion = {"image_share": 0.0, "circular_share": float(circular)}
     stage = make_stage("video", model={"arguments": {"noise_correlation": correlation}}, diffusion=diffusion)
-    noise = torch.cat([stage.batch(step).noise for step in range(60)]).transpose(1, 2).flatten(2)
+    noise = torch.cat([stage.batches.draw(step).noise for step in range(60)]).transpose(1, 2).flatten(2)
     assert noise.square().mean().item() == pytest.approx(1.0, abs=0.06)
     neighbours = [(noise[:, i] * noise[:, i + 1]).mean().item() for i in range(3)]
     ends = (noise[:, 0] * noise[:, 3]).mean().item()
@@ -282,14 +287,14 @@ def test_noise_of_neighbouring_frames_correlates(make_stage: MakeStage, correlat
 
 def test_timesteps_are_uniform_and_spread_over_the_batch(make_stage: MakeStage) -> None:
     stage = make_stage("video", diffusion={"image_share": 0.0})
-    drawn = torch.stack([stage.batch(step).timesteps for step in range(50)])
+    drawn = torch.stack([stage.batches.draw(step).timesteps for step in range(50)])
     assert drawn.dtype == torch.int64
     assert 0 <= drawn.min() < 30
     assert 970 < drawn.max() < 1000
     gaps = drawn.sort(dim=1).values.diff(dim=1)
     assert ((gaps == 250) | (gaps - 250).abs().le(1)).all()
     assert len(set(drawn[:, 0].tolist())) > 40
-    assert set(make_stage("image", diffusion={"num_train_timesteps": 2}).batch(0).timesteps.tolist()) == {0, 1}
+    assert set(make_stage("image", diffusion={"num_train_timesteps": 2}).batches.draw(0).timesteps.tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -339,25 +344,25 @@ def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, op
     made = make_stage(stage, diffusion=options)
     config = DiffusionConfig(**options)
     for step in (0, 3):
-        batch = made.batch(step)
+        batch = made.batches.draw(step)
         kept = torch.from_numpy(alphas(config)[batch.timesteps.numpy()]).float()
         a, s = (value.sqrt().view(-1, 1, 1, 1, 1) for value in (kept, 1 - kept))
         target = batch.noise if config.prediction_type == "epsilon" else a * batch.noise - s * batch.latents
         with torch.no_grad():
             noisy = a * batch.latents + s * batch.noise
             predicted = made.network(noisy, batch.timesteps, batch.text, boundary=batch.boundary).sample
-            loss = made.loss(step)
+            losses = made.loss(batch)
         per_clip = (predicted - target).square().flatten(1).mean(dim=1)
         weights = torch.ones(len(kept))
         if config.min_snr_gamma is not None:
             snr = kept / (1 - kept)
             weights = snr.clamp(max=2.0) / (snr + (config.prediction_type == "v_prediction"))
-        torch.testing.assert_close(loss, (per_clip * weights).mean(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(losses, per_clip * weights, rtol=1e-3, atol=1e-5)
 
 
 def test_only_the_unet_learns(make_stage: MakeStage) -> None:
     stage = make_stage("video")
-    stage.loss(1).backward()  # type: ignore[no-untyped-call]
+    stage.loss(stage.batches.draw(1)).sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in stage.network.parameters())
     for part in (stage.pipeline.vae, stage.pipeline.text_encoder):
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in part.parameters())

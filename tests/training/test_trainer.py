@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from latent_shift.core.errors import DataError
 from latent_shift.training import trainer
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.config import OptimizerConfig
+from latent_shift.training.optimizer import learning_rate
 from latent_shift.training.report import read_log
 from latent_shift.training.trainer import (
     NonFiniteLossError,
     Progress,
     TrainingInterrupted,
-    _schedule,
     run_stage,
 )
 
@@ -76,12 +77,17 @@ def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
         ({"warmup_steps": 4, "decay_fraction": 0.0}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]),
         ({"warmup_steps": 0, "decay_fraction": 0.4}, [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
         ({"warmup_steps": 2, "decay_fraction": 1.0}, [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ({"warmup_steps": 4, "lr_scheduler": "constant"}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]),
+        (
+            {"warmup_steps": 0, "lr_scheduler": "cosine", "decay_fraction": 0.4},
+            [1] * 7 + [(1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2],
+        ),
         ({"warmup_steps": 20, "decay_fraction": 0.4}, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.25]),
     ],
 )
 def test_the_learning_rate_warms_up_stays_and_falls(options: dict[str, Any], expected: list[float]) -> None:
-    rates = [_schedule(step, 10, OptimizerConfig(**options)) for step in range(10)]
-    assert rates == pytest.approx(expected)
+    rates = [learning_rate(step, 10, OptimizerConfig(learning_rate=0.5, **options)) for step in range(10)]
+    assert rates == pytest.approx([0.5 * share for share in expected])
 
 
 def test_the_first_step_is_adamw_with_the_first_rate(line_recipe: MakeRecipe) -> None:
@@ -90,7 +96,7 @@ def test_the_first_step_is_adamw_with_the_first_rate(line_recipe: MakeRecipe) ->
     stage, twin = LineStage(), LineStage()
     run_stage(stage, line_recipe(steps=1, optimizer={**options, "decay_fraction": 0.0}))
     optimizer = torch.optim.AdamW(twin.network.parameters(), 0.01 / 4, (0.9, 0.99), weight_decay=0.1)
-    twin.loss(0).backward()  # type: ignore[no-untyped-call]
+    twin.loss(twin.batches.draw(0)).mean().backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(twin.network.parameters(), 0.5)
     assert norm > 0.5
     optimizer.step()
@@ -108,6 +114,9 @@ def test_the_first_step_is_adamw_with_the_first_rate(line_recipe: MakeRecipe) ->
         {"warmup_steps": 3},
         {"decay_fraction": 0.9},
         {"max_grad_norm": 0.01},
+        {"name": "adam"},
+        {"lr_scheduler": "constant"},
+        {"lr_scheduler": "cosine"},
     ],
 )
 def test_every_option_of_the_optimizer_changes_the_weights(line_recipe: MakeRecipe, changed: dict[str, Any]) -> None:
@@ -126,9 +135,9 @@ def test_the_average_decays_by_step_plus_1_over_step_plus_10(line_recipe: MakeRe
         kept = min(decay, (step + 1) / (step + 10)) if step else 0.0
         average = [kept * old + (1 - kept) * new.double() for old, new in zip(average, weights, strict=True)]
     saved = content(recipe.output)
-    for index, expected in enumerate(average):
-        torch.testing.assert_close(saved[f"ema.{index}"].double(), expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(saved["ema.0"], saved["network.0.weight"], atol=1e-4)
+    for (name, _), expected in zip(stage.network.named_parameters(), average, strict=True):
+        torch.testing.assert_close(saved[f"ema.{name}"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(saved["ema.0.weight"], saved["network.0.weight"], atol=1e-4)
 
 
 def test_previews_and_the_model_carry_the_average_and_training_does_not(line_recipe: MakeRecipe) -> None:
@@ -136,10 +145,10 @@ def test_previews_and_the_model_carry_the_average_and_training_does_not(line_rec
     run_stage(stage, recipe)
     saved = content(recipe.output)
     assert list(stage.previewed) == ["step_00000002", "step_00000004", "step_00000006", "export"]
-    for index, weight in enumerate(stage.previewed["export"]):
-        assert torch.equal(weight, saved[f"ema.{index}"])
+    for (name, _), weight in zip(stage.network.named_parameters(), stage.previewed["export"], strict=True):
+        assert torch.equal(weight, saved[f"ema.{name}"])
     assert torch.equal(stage.weights()[0], saved["network.0.weight"])
-    assert not torch.equal(stage.weights()[0], saved["ema.0"])
+    assert not torch.equal(stage.weights()[0], saved["ema.0.weight"])
     without = LineStage()
     run_stage(without, line_recipe("without", steps=6, optimizer={"learning_rate": 0.1}))
     assert list(without.previewed) == ["step_00000006", "export"]
@@ -273,8 +282,9 @@ def test_only_damaged_checkpoints_are_an_error(line_recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(line_recipe: MakeRecipe, step: int) -> None:
     stage, recipe = LineStage(), line_recipe(checkpoint_minutes=1e-9)
-    stage.bad_step = step
-    with pytest.raises(NonFiniteLossError, match=rf"^the loss of step {step + 1} is nan; start anew .*learning_rate$"):
+    stage.batches.bad = (step, 5)
+    expected = rf"^the loss of step {step + 1} is nan \(point {step}.5\); start anew"
+    with pytest.raises(NonFiniteLossError, match=rf"{expected} .*learning_rate$"):
         run_stage(stage, recipe)
     checkpoints = Path(recipe.output) / "checkpoints"
     assert sorted(path.name for path in checkpoints.glob("*")) == [f"step_{n:08d}" for n in range(1, step + 1)]
@@ -301,7 +311,7 @@ def test_a_run_that_was_killed_before_its_export_exports(line_recipe: MakeRecipe
     run_stage(stage, recipe)
     assert stage.seen == []
     assert (Path(recipe.output) / "model").is_dir()
-    assert torch.equal(stage.previewed["export"][0], content(recipe.output)["ema.0"])
+    assert torch.equal(stage.previewed["export"][0], content(recipe.output)["ema.0.weight"])
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
@@ -314,3 +324,88 @@ def test_precision_is_that_of_the_forward_pass_alone(
     run_stage(stage, recipe)
     assert seen == [dtype]
     assert {tensor.dtype for tensor in content(recipe.output).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 100])
+def test_micro_batches_change_rounding_alone(line_recipe: MakeRecipe, most: int) -> None:
+    options = {"learning_rate": 0.01}
+    stage, whole = LineStage(), LineStage()
+    losses: dict[str, list[float]] = {"micro": [], "whole": []}
+    recipe = line_recipe("micro", steps=5, micro_batch_size=most, optimizer=options)
+    run_stage(stage, recipe, lambda _done, _all, loss, _left: losses["micro"].append(loss))
+    run_stage(
+        whole,
+        line_recipe("whole", steps=5, optimizer=options),
+        lambda _done, _all, loss, _left: losses["whole"].append(loss),
+    )
+    assert len(stage.seen) == 5 * -(-8 // most)
+    assert losses["micro"] == pytest.approx(losses["whole"], rel=1e-5)
+    for left, right in zip(stage.weights(), whole.weights(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_workers_draw_what_the_process_itself_would(line_recipe: MakeRecipe) -> None:
+    drawn: list[int] = []
+    for workers in (0, 2):
+        stage, recipe = LineStage(), line_recipe(f"{workers} workers", steps=5, workers=workers)
+        draw = stage.batches.draw
+        stage.batches.draw = lambda *given, draw=draw: (drawn.append(given[0]), draw(*given))[1]  # type: ignore[method-assign]
+        run_stage(stage, recipe)
+    assert drawn == list(range(5))  # by this process; the others are in processes of their own
+    assert_equal(content(line_recipe("0 workers").output), content(line_recipe("2 workers").output))
+
+
+def test_milestones_stay(line_recipe: MakeRecipe) -> None:
+    recipe = line_recipe(steps=10, keep_every=4, keep_checkpoints=1)
+    run_stage(LineStage(), recipe)
+    assert sorted(path.name for path in (Path(recipe.output) / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000008",
+        "step_00000010",
+    ]
+    more = line_recipe("more", steps=4, checkpoint_minutes=1e-9, keep_checkpoints=3)
+    run_stage(LineStage(), more)
+    assert len(list((Path(more.output) / "checkpoints").iterdir())) == 3
+
+
+def test_with_fp16_the_loss_is_scaled_and_the_scale_is_kept(line_recipe: MakeRecipe) -> None:
+    run_stage(LineStage(), line_recipe("straight", steps=6, precision="fp16"))
+    recipe = line_recipe("stopped", steps=6, precision="fp16")
+    with pytest.raises(TrainingInterrupted):
+        run_stage(LineStage(), recipe, stop_at(3))
+    found = latest_checkpoint(Path(recipe.output) / "checkpoints")
+    assert found is not None
+    # The first scale, 65536, overflowed: that step was left out and the scale halved.
+    assert found[1]["scaler"]["scale"] == 32768.0
+    assert found[1]["scaler"]["_growth_tracker"] == 2
+    run_stage(LineStage(), recipe)
+    assert_equal(content(recipe.output), content(line_recipe("straight").output))
+    assert not torch.equal(content(recipe.output)["network.0.weight"], content_of_fp32(line_recipe)["network.0.weight"])
+
+
+def content_of_fp32(line_recipe: MakeRecipe) -> dict[str, Tensor]:
+    run_stage(LineStage(), line_recipe("fp32", steps=6))
+    return content(line_recipe("fp32").output)
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(line_recipe: MakeRecipe) -> None:
+    recipe = line_recipe(steps=6, checkpoint_minutes=1e-9)
+    with pytest.raises(TrainingInterrupted):
+        run_stage(LineStage(), recipe, stop_at(3))
+    before = content(recipe.output)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(
+            DataError, match=r"^checkpoint .*step_00000004 cannot be written \(.*File too large"
+        ) as caught:
+            run_stage(LineStage(), recipe, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(caught.value).endswith("; the one before it stays")
+    assert_equal(content(recipe.output), before)
+    assert not list((Path(recipe.output) / "checkpoints").glob(".*"))
+    run_stage(LineStage(), recipe)
+    run_stage(LineStage(), line_recipe("straight", steps=6))
+    assert_equal(content(recipe.output), content(line_recipe("straight").output))

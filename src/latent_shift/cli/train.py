@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +24,16 @@ def train(
       latent-shift train recipes/emoji-image.toml
 
       latent-shift train recipes/emoji-video.toml --set steps=2000 --set output=runs/longer
+
+      accelerate launch -m latent_shift train recipes/paper-webvid.toml
     """
     from latent_shift.core.config import load_config
     from latent_shift.training.config import Recipe
 
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` or `torchrun` started
     resolved = load_config(Recipe, recipe, settings or ())
-    typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    if first:
+        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
     if dry_run:
         return
 
@@ -39,9 +44,9 @@ def train(
     from ._quiet import quiet_libraries
 
     quiet_libraries()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}")
-    with Progress(*columns) as bar:
+    with Progress(*columns, disable=not first) as bar:
         task = bar.add_task("preparing", total=resolved.steps)
 
         def show(done: int, _total: int, loss: float, seconds_left: float) -> None:
@@ -49,4 +54,5 @@ def train(
             bar.update(task, completed=done, description=f"loss {loss:.4f}, {left}")
 
         model = run(resolved, show)
-    typer.echo(f"model: {model}")
+    if first:
+        typer.echo(f"model: {model}")

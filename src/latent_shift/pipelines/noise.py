@@ -32,4 +32,5 @@ def correlate_frames(
     if boundary == "circular":
         covariance = (covariance + correlation ** (frames - distance)) / (1 + correlation**frames)
     factor = torch.linalg.cholesky(covariance).to(noise)
-    return torch.einsum("ts,bcshw->bcthw", factor, noise)
+    # One clip after the other: how matrix products round depends on their size, so on the other clips.
+    return torch.stack([torch.einsum("ts,cshw->cthw", factor, clip) for clip in noise])

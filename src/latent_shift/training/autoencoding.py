@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
@@ -27,10 +31,82 @@ _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Rows of a batch."""
+
+    pictures: Float[Tensor, "rows 3 crop crop"]
+    """RGB in [-1, 1]."""
+    posterior_noise: Float[Tensor, "rows channels height width"]
+    """What draws from the posterior: noise of unit variance."""
+    latent_noise: Float[Tensor, "rows channels height width"]
+    """What is added to the latents before they are decoded; zeros where the recipe asks for none."""
+
+
+class CropBatches:
+    """Random crops of single frames, and their noise: row `r` of step `s` is a function of (seed, s, r)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        records: Sequence[CaptionedVideo],
+        cache: ClipCache,
+        order: SampleOrder,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Takes what the crops are of.
+
+        Args:
+            recipe: the run's.
+            records: what is in the cache.
+            cache: their frames.
+            order: of the records.
+            config: the autoencoder's.
+        """
+        self._recipe, self._records, self._cache, self._order = recipe, records, cache, order
+        self._channels = int(config["latent_channels"])
+        self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
+
+    def size(self, step: int) -> int:
+        """The recipe's, in every step."""
+        del step
+        return self._recipe.batch_size
+
+    def names(self, step: int, rows: range) -> list[str]:
+        """Files that the crops are of."""
+        return [str(self._records[self._order.record(self._position(step, row))].path) for row in rows]
+
+    def draw(self, step: int, rows: range | None = None) -> Crops:
+        """Rows of the batch of a step; all of them where none are named."""
+        options = self._recipe.autoencoder_loss
+        crops, noises = [], []
+        for row in rows or range(self.size(step)):
+            seed = derive_seed(self._recipe.seed, "crop", self._position(step, row))
+            crops.append(self._crop(self._position(step, row), np.random.default_rng(seed)))
+            shape = (self._channels, options.crop // 8, options.crop // 8)
+            generator = torch.Generator().manual_seed(seed)
+            posterior, latent = torch.randn(2, *shape, generator=generator)
+            scale = options.latent_noise * torch.rand((), generator=generator)
+            noises.append((posterior, scale * self._std * latent))
+        posterior_noise, latent_noise = (torch.stack(parts) for parts in zip(*noises, strict=True))
+        return Crops(_to_pictures(np.stack(crops)), posterior_noise, latent_noise)
+
+    def _position(self, step: int, row: int) -> int:
+        return step * self._recipe.batch_size + row
+
+    def _crop(self, position: int, rng: np.random.Generator) -> np.ndarray:
+        crop = self._recipe.autoencoder_loss.crop
+        clip: np.ndarray = self._cache.clip(self._order.record(position))
+        frame = clip[rng.integers(len(clip))]
+        top, left = rng.integers(frame.shape[0] - crop + 1), rng.integers(frame.shape[1] - crop + 1)
+        part: np.ndarray = frame[top : top + crop, left : left + crop]
+        return part[:, ::-1] if rng.random() < 0.5 else part
+
+
 class AutoencoderStage:
     """Reconstruction of random crops of single frames: L1, L1 of image gradients, KL."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
         folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
         records = select_records(folder, recipe)
@@ -40,35 +116,34 @@ class AutoencoderStage:
         unseen = list(itertools.compress(records, kept_out))
         if not seen:
             raise InputError("data.folder", recipe.data.folder, "have at least two different labels or records")
-        self._recipe, self._device = recipe, device
-        self.network = self._make_network(recipe).to(device)
-        self._cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
+        self._recipe, self._accelerator = recipe, accelerator
+        self.network = self._make_network(recipe).to(accelerator.device)
+        cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
+        self._frames = cache.frames
         self._unseen = torch.from_numpy(np.array(_pixel_cache(recipe, folder, unseen, 1).frames))
         seen_groups = [group for group, out in zip(groups, kept_out, strict=True) if not out]
-        self._order = SampleOrder(seen_groups, recipe.seed)
+        self.batches = CropBatches(recipe, seen, cache, SampleOrder(seen_groups, recipe.seed), self.network.config)
         if recipe.model.init:
             return
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
-        picks = rng.choice(len(self._cache.frames), size=min(512, len(self._cache.frames)), replace=False)
-        self.network.initialize_linear(_to_pictures(self._cache.frames[np.sort(picks)]).to(device))
+        picks = rng.choice(len(self._frames), size=min(512, len(self._frames)), replace=False)
+        self.network.initialize_linear(_to_pictures(self._frames[np.sort(picks)]).to(accelerator.device))
 
-    def loss(self, step: int) -> Tensor:
-        """L1 + image gradients + KL of a batch of crops."""
-        options = self._recipe.autoencoder_loss
-        pictures = self._batch(step, options.crop).to(self._device)
+    def loss(self, batch: Crops) -> Tensor:
+        """L1 + image gradients + KL of each crop."""
+        options, device = self._recipe.autoencoder_loss, self._accelerator.device
+        pictures = batch.pictures.to(device)
         posterior = self.network.encode(pictures).latent_dist
-        generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "posterior", step))
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
-        latents = posterior.mean + posterior.std * noise
-        if options.latent_noise:
-            latents = latents + self._latent_noise(step, latents)
+        latents = posterior.mean + posterior.std * batch.posterior_noise.to(device) + batch.latent_noise.to(device)
         error: Tensor = self.network.decode(latents).sample.float() - pictures
-        gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl: Tensor = posterior.kl().float().mean()
-        return error.abs().mean() + options.gradient_weight * gradients + options.kl_weight * kl
+        gradients = sum(error.diff(dim=dim).abs().mean(dim=(1, 2, 3)) for dim in (-1, -2))
+        kl: Tensor = posterior.kl().float()
+        return error.abs().mean(dim=(1, 2, 3)) + options.gradient_weight * gradients + options.kl_weight * kl
 
     def preview(self, folder: Path) -> None:
         """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
+        if not self._accelerator.is_main_process:
+            return
         originals, rebuilt, psnr = self._reconstruct()
         rows = [np.concatenate([a, b]) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
         write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1.0)
@@ -76,8 +151,10 @@ class AutoencoderStage:
 
     def export(self, folder: Path) -> None:
         """The network, with the mean and standard deviation of its latents over the training frames."""
+        if not self._accelerator.is_main_process:
+            return
         if not self._recipe.model.init:  # a decoder that went on learning leaves the latents, and what normalises them
-            frames = self._cache.frames[:: max(1, len(self._cache.frames) // 4096)]
+            frames = self._frames[:: max(1, len(self._frames) // 4096)]
             latents = torch.cat([self._encode(part) for part in np.array_split(frames, max(1, len(frames) // 64))])
             mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
             self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
@@ -94,34 +171,15 @@ class AutoencoderStage:
             part.requires_grad_(False)
         return network
 
-    def _latent_noise(self, step: int, latents: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(self._recipe.seed, "latent noise", step))
-        most = self._recipe.autoencoder_loss.latent_noise
-        scale = most * torch.rand(len(latents), 1, 1, 1, generator=generator)
-        std = torch.tensor(self.network.config.latents_std or [1.0]).view(1, -1, 1, 1)
-        return (scale * std * torch.randn(latents.shape, generator=generator)).to(latents.device)
-
-    def _batch(self, step: int, crop: int) -> Tensor:
-        size = self._recipe.batch_size
-        crops = []
-        for position in range(step * size, (step + 1) * size):
-            rng = np.random.default_rng(derive_seed(self._recipe.seed, "crop", position))
-            clip = self._cache.clip(self._order.record(position))
-            frame = clip[rng.integers(len(clip))]
-            top, left = rng.integers(frame.shape[0] - crop + 1), rng.integers(frame.shape[1] - crop + 1)
-            part = frame[top : top + crop, left : left + crop]
-            crops.append(part[:, ::-1] if rng.random() < 0.5 else part)
-        return _to_pictures(np.stack(crops))
-
     def _encode(self, frames: np.ndarray) -> Tensor:
-        mean: Tensor = self.network.encode(_to_pictures(frames).to(self._device)).latent_dist.mean
+        mean: Tensor = self.network.encode(_to_pictures(frames).to(self._accelerator.device)).latent_dist.mean
         return mean.float().cpu()
 
     def _reconstruct(self) -> tuple[np.ndarray, np.ndarray, float]:
         originals = self._unseen.numpy()
         rebuilt = []
         for part in np.array_split(originals, max(1, len(originals) // 32)):
-            pictures = self.network.decode(self._encode(part).to(self._device)).sample
+            pictures = self.network.decode(self._encode(part).to(self._accelerator.device)).sample
             rebuilt.append(_to_frames(pictures))
         error = originals.astype(np.float64) - np.concatenate(rebuilt)
         per_frame = 10 * np.log10(255**2 / np.maximum(np.square(error).mean(axis=(1, 2, 3)), 1e-3))

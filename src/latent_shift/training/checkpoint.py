@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latent_shift.core.errors import DataError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,12 @@ _MANIFEST = "manifest.json"
 
 
 def save_checkpoint(
-    root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+    root: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+    keep_every: int | None = None,
 ) -> Path:
     """Writes `root/step_XXXXXXXX`, whole or not at all, then removes all but the newest `keep`.
 
@@ -33,18 +37,27 @@ def save_checkpoint(
         groups: named sets of tensors, one file each.
         state: JSON values stored in the manifest.
         keep: how many checkpoints stay.
+        keep_every: those at multiples of so many steps stay, too.
+
+    Raises:
+        InputError: the folder cannot be written.
+        DataError: the disk is full, or fails. The checkpoints that were there stay.
     """
     place = root / f"step_{step:08d}"
     for half_written in root.glob(".step_*"):  # by a run that was killed while it wrote
         shutil.rmtree(half_written, ignore_errors=True)
     with atomic_path(place) as temporary:
-        temporary.mkdir()
-        for name, tensors in groups.items():
-            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
-        hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / _MANIFEST, {"step": step, "state": dict(state), "sha256": hashes})
-    for old in _checkpoints(root)[keep:]:
+        try:
+            temporary.mkdir()
+            for name, tensors in groups.items():
+                contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(contiguous, temporary / f"{name}.safetensors")
+            hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / _MANIFEST, {"step": step, "state": dict(state), "sha256": hashes})
+        except (OSError, SafetensorError, InputError) as error:
+            raise DataError(f"checkpoint {place} cannot be written ({error}); the one before it stays") from error
+    passing = [old for old in _checkpoints(root) if not keep_every or _step(old) % keep_every]
+    for old in passing[keep:]:
         shutil.rmtree(old)
     return place
 
@@ -74,23 +87,9 @@ def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, `parameter_index.quantity`."""
-    return {
-        f"{index}.{name}": value
-        for index, quantities in optimizer.state_dict()["state"].items()
-        for name, value in quantities.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restores what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
 def _checkpoints(root: Path) -> list[Path]:
     return sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
+
+
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step_"))

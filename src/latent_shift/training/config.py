@@ -45,16 +45,20 @@ class ModelConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW with linear warm-up, a constant part and a linear decay to zero."""
+    """Adam with linear warm-up, a constant part and a fall to zero."""
 
+    name: Literal["adamw", "adam", "adamw8bit"] = "adamw"
+    """AdamW, Adam (weight decay is then part of the gradient), or AdamW with 8-bit state (extra `adam8bit`)."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's decay rates."""
+    """Decay rates of the two moments."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's weight decay."""
+    """Weight decay."""
     warmup_steps: int = Field(100, ge=0)
     """Steps from zero to the peak."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls at the end; "constant" does not."""
     decay_fraction: float = Field(0.4, ge=0, le=1)
     """Share of all steps, at the end, over which the rate falls to zero."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -134,19 +138,31 @@ class Recipe(Config):
     steps: int = Field(ge=1)
     """Optimiser steps."""
     batch_size: int = Field(ge=1)
-    """Pictures a step (autoencoder, image), or clips a step (video)."""
+    """Pictures a step (autoencoder, image), or clips a step (video), over all processes."""
     image_batch_size: int = Field(64, ge=1)
     """Video stage: pictures in a step on still images."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """At most so many rows of a batch at once in one process: gradients are accumulated, memory is saved."""
+    gradient_checkpointing: bool = False
+    """Image and video stage: the backward pass computes features again instead of keeping them; saves memory."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that read and draw batches ahead, for each training process; none for 0 on a CPU and 4 on a GPU."""
     device: str = "auto"
     """"auto" is CUDA where there is a GPU, else the CPU."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the forward and backward pass; weights and optimiser are fp32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimiser are fp32. With fp16 the loss is scaled."""
     compile: bool = False
     """Whether the U-Net is compiled (`torch.compile`) before it is trained: slow to start, faster a step on a GPU."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between checkpoints. When they are written changes nothing in the result."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay."""
+    keep_every: int | None = Field(None, ge=1)
+    """A checkpoint is also written at every multiple of so many steps, and stays."""
     log_every: int = Field(20, ge=1)
     """Steps over which a logged loss is averaged."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where loss and learning rate go besides `log.jsonl` and `loss.png` (extras of the same names)."""
     data: DataConfig
     """See `DataConfig`."""
     model: ModelConfig = ModelConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from pydantic import ValidationError
 
 from latent_shift import __version__
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet
@@ -28,6 +30,12 @@ from .networks import load_autoencoder, make_network
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
+
+_FREE = frozenset(
+    ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing")
+    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
+)
+"""Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes."""
 
 _UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
 
@@ -47,10 +55,43 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
             logger.info("%s is complete", output)
             return output / "model"
-        device = resolve_device(recipe.device)
-        stage: Stage = AutoencoderStage(recipe, device) if recipe.stage == "autoencoder" else _denoising(recipe, device)
-    run_stage(stage, recipe, progress)
+        accelerator = make_accelerator(recipe)
+        with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
+            stage = _make_stage(recipe, accelerator)
+    run_stage(stage, recipe, progress, accelerator)
     return output / "model"
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and the device of a run; alone without `accelerate launch` or `torchrun`.
+
+    Arithmetic and accumulation are the recipe's and not Accelerate's, so that no launch option changes a result.
+
+    Raises:
+        InputError: the recipe's device is not there.
+        MissingExtraError: a tracker is not installed.
+    """
+    device = resolve_device(recipe.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    for tracker in recipe.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingExtraError(tracker, tracker)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        log_with=list(recipe.trackers) or None,
+        project_dir=recipe.output,
+    )
+    settings = {key: str(value) for key, value in recipe.model_dump().items()}
+    accelerator.init_trackers("latent-shift", config=settings)
+    return accelerator
+
+
+def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
+    if recipe.stage == "autoencoder":
+        return AutoencoderStage(recipe, accelerator)
+    return _denoising(recipe, accelerator)
 
 
 @contextlib.contextmanager
@@ -66,8 +107,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
         with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
             before = Recipe.model_validate(before).model_dump(mode="json")
-        free = {"device", "compile", "checkpoint_minutes", "preview", "steps"}
-        changed = sorted(key for key in resolved if key not in free and before.get(key) != resolved[key])
+        changed = sorted(key for key in resolved if key not in _FREE and before.get(key) != resolved[key])
         if changed:
             raise InputError("output", recipe.output, f"be a new folder: it holds a run with another {changed[0]!r}")
     write_json(place, {"latent_shift": __version__, "torch": torch.__version__, "recipe": resolved})
@@ -81,7 +121,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         raise
 
 
-def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
+def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     options = recipe.diffusion
     unet_class = _UNETS[recipe.model.video]
     if recipe.model.init:
@@ -115,7 +155,7 @@ def _denoising(recipe: Recipe, device: torch.device) -> DenoisingStage:
     _check_fit(pipeline)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
-    return DenoisingStage(recipe, pipeline.to(device), device)
+    return DenoisingStage(recipe, pipeline.to(accelerator.device), accelerator)
 
 
 def _check_fit(pipeline: LatentShiftPipeline) -> None:

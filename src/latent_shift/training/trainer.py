@@ -1,4 +1,9 @@
-"""The training loop: one for all stages. What a step computes is the stage's; everything around it is here."""
+"""The training loop: one for all stages and for any number of processes (Hugging Face Accelerate).
+
+A step's batch is cut into equal shares, one a process, and a share into micro-batches that fit into memory. What a row
+of it is depends on (seed, step, row) alone, so the number of processes and the size of micro-batches change how fast
+a run is and not what it learns.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +15,67 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 
-from latent_shift.core.errors import LatentShiftError
+from latent_shift.core.errors import InputError, LatentShiftError
 from latent_shift.core.files import atomic_path, write_json
 
-from .checkpoint import latest_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from .config import OptimizerConfig, Recipe
+from .checkpoint import latest_checkpoint, save_checkpoint
+from .config import Recipe
+from .optimizer import learning_rate, make_optimizer
 from .report import plot_losses, read_log
+from .sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float, float], None]
 """Called with steps done, all steps, the loss and the seconds left."""
 
+_NAMES_SHOWN = 5
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the steps of a stage learn from: data alone and no network, so that worker processes may draw it."""
+
+    def size(self, step: int) -> int:
+        """Rows of the batch of optimiser step `step`, over all processes."""
+
+    def draw(self, step: int, rows: range) -> Any:
+        """These rows of it, on the CPU; a function of (seed, step, rows)."""
+
+    def names(self, step: int, rows: range) -> list[str]:
+        """What the rows are of: file names, for messages."""
+
 
 @runtime_checkable
 class Stage(Protocol):
-    """What the trainer needs of a stage. A step's randomness must be a function of (seed, step) alone."""
+    """What the trainer needs of a stage."""
 
     @property
     def network(self) -> nn.Module:
         """What is trained."""
 
-    def loss(self, step: int) -> Tensor:
-        """The loss of optimiser step `step`, counted from 0."""
+    @property
+    def batches(self) -> Batches:
+        """What it learns from."""
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of each row of a batch, `(rows,)`."""
 
     def preview(self, folder: Path) -> None:
-        """Writes samples of the network as it is, by the code that users run."""
+        """Writes samples of the network as it is, by the code that users run. Called by every process."""
 
     def export(self, folder: Path) -> None:
-        """Writes the finished model."""
+        """Writes the finished model. Called by every process."""
 
 
 class TrainingInterrupted(LatentShiftError):
@@ -58,114 +88,199 @@ class NonFiniteLossError(LatentShiftError):
     """The loss is NaN or infinite."""
 
 
-def run_stage(stage: Stage, recipe: Recipe, progress: Progress | None = None) -> None:
+def run_stage(
+    stage: Stage, recipe: Recipe, progress: Progress | None = None, accelerator: Accelerator | None = None
+) -> None:
     """Trains from the newest checkpoint of `recipe.output`, or from the start, to `recipe.steps`, and exports.
 
     Raises:
-        TrainingInterrupted: on Ctrl-C or SIGTERM, after a checkpoint.
-        NonFiniteLossError: if a loss is NaN or infinite; the last checkpoint stays.
+        InputError: a batch cannot be shared out equally between the processes.
+        TrainingInterrupted: on Ctrl-C or SIGTERM, in any process, after a checkpoint.
+        NonFiniteLossError: if a loss is NaN or infinite; names the samples, and the last checkpoint stays.
     """
-    output = Path(recipe.output)
-    parameters = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
-    options = recipe.optimizer
-    optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
-    )
-    ema = EMAModel(parameters, decay=options.ema_decay)
-    start, state = _resume(output, stage, optimizer, ema)
-    log = _TrainingLog(output / "log.jsonl", start, state.get("losses", ()))
-
-    def save(step: int, seconds: float) -> None:
-        groups = {
-            "network": stage.network.state_dict(),
-            "ema": {str(index): tensor for index, tensor in enumerate(ema.shadow_params)},
-            "optimizer": optimizer_tensors(optimizer),
-        }
-        save_checkpoint(output / "checkpoints", step, groups, {"seconds": seconds, "losses": log.unwritten})
-
-    def preview(step: int) -> None:
-        with _averaged_weights(ema, parameters), torch.no_grad():
-            stage.preview(output / "previews" / f"step_{step:08d}")
-
-    clock = _Clock(float(state.get("seconds", 0.0)))
-    saved = started = time.monotonic()
-    with _stop_signals() as stopped:
-        for step in range(start, recipe.steps):
-            loss = _train_step(stage, step, recipe, optimizer, parameters)
-            ema.step(parameters)
-            log.add(step + 1, loss, clock.seconds)
-            if progress is not None:
-                left = (recipe.steps - step - 1) * (time.monotonic() - started) / (step + 1 - start)
-                progress(step + 1, recipe.steps, loss, left)
-            last, stopping = step + 1 == recipe.steps, stopped()
-            if (step + 1) % recipe.log_every == 0 or last:
-                log.write(options.learning_rate * _schedule(step, recipe.steps, options))
-            if stopping or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-                save(step + 1, clock.seconds)
-                plot_losses(output / "log.jsonl", output / "loss.png")
-                saved = time.monotonic()
-            if stopping and not last:
-                raise TrainingInterrupted(f"stopped after step {step + 1}; the same command goes on from there")
-            if last or (step + 1) % recipe.preview.every == 0:
-                preview(step + 1)
-    with _averaged_weights(ema, parameters), torch.no_grad():
-        stage.export(output / "model")
-    write_json(output / "done.json", {"steps": recipe.steps, "seconds": round(clock.seconds, 1)})
+    _Run(stage, recipe, accelerator or Accelerator(cpu=recipe.device == "cpu", mixed_precision="no")).train(progress)
 
 
-def _train_step(
-    stage: Stage, step: int, recipe: Recipe, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> float:
-    rate = recipe.optimizer.learning_rate * _schedule(step, recipe.steps, recipe.optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    device = parameters[0].device.type
-    # The CPU's flash-attention backward took 39 % of a step (docs/architecture.md); plain matrix products do not.
-    attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
-    with attention:
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = stage.loss(step)
-        loss.backward()  # type: ignore[no-untyped-call]
-    value = loss.item()
-    if not math.isfinite(value):
+class _Run:
+    def __init__(self, stage: Stage, recipe: Recipe, accelerator: Accelerator) -> None:
+        self._stage, self._recipe, self._accelerator = stage, recipe, accelerator
+        self._output = Path(recipe.output)
+        self._shares = _Shares(stage.batches, accelerator.num_processes, accelerator.process_index, recipe)
+        optimizer = make_optimizer(self._trained().values(), recipe.optimizer)
+        self._losses, prepared = accelerator.prepare(_Losses(stage), optimizer)
+        self._optimizer: torch.optim.Optimizer = prepared.optimizer
+        self._parameters = list(self._trained().values())
+        self._ema = EMAModel(self._parameters, decay=recipe.optimizer.ema_decay)
+        self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
+
+    def train(self, progress: Progress | None) -> None:
+        recipe, output, main = self._recipe, self._output, self._accelerator.is_main_process
+        start, state = self._resume()
+        log = _TrainingLog(output / "log.jsonl", start, state.get("losses", ())) if main else None
+        clock = _Clock(float(state.get("seconds", 0.0)))
+        saved = started = time.monotonic()
+        with _stop_signals() as stopped, self._loader(start) as shares:
+            for step in range(start, recipe.steps):
+                loss, last = self._step(step, next(shares)), step + 1 == recipe.steps
+                if log is not None:
+                    log.add(step + 1, loss, clock.seconds)
+                    if (step + 1) % recipe.log_every == 0 or last:
+                        row = log.write(learning_rate(step, recipe.steps, recipe.optimizer))
+                        self._accelerator.log({key: row[key] for key in ("loss", "learning_rate")}, step=step + 1)
+                if main and progress is not None:
+                    left = (recipe.steps - step - 1) * (time.monotonic() - started) / (step + 1 - start)
+                    progress(step + 1, recipe.steps, loss, left)
+                late = main and time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                stopping, late = (bool(count) for count in self._sum(stopped(), late))  # in any process
+                if stopping or last or late or (recipe.keep_every and (step + 1) % recipe.keep_every == 0):
+                    self._save(step + 1, {"seconds": clock.seconds, "losses": log.unwritten if log else []})
+                    saved = time.monotonic()
+                if stopping and not last:
+                    raise TrainingInterrupted(f"stopped after step {step + 1}; the same command goes on from there")
+                if last or (step + 1) % recipe.preview.every == 0:
+                    with self._averaged_weights():
+                        self._stage.preview(output / "previews" / f"step_{step + 1:08d}")
+        with self._averaged_weights():
+            self._stage.export(output / "model")
+        if main:
+            write_json(output / "done.json", {"steps": recipe.steps, "seconds": round(clock.seconds, 1)})
+        self._accelerator.wait_for_everyone()
+
+    def _step(self, step: int, share: list[tuple[range, Any]]) -> float:
+        """One optimiser step: the mean loss of the whole batch."""
+        accelerator, recipe, optimizer = self._accelerator, self._recipe, self._optimizer
+        device, size = accelerator.device, self._stage.batches.size(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe.steps, recipe.optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        total, bad = torch.zeros((), device=device), []
+        for number, (rows, batch) in enumerate(share, start=1):
+            waiting = accelerator.no_sync(self._losses) if number < len(share) else contextlib.nullcontext()
+            # The CPU's flash-attention backward took 39 % of a step (docs/architecture.md); plain products do not.
+            attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+            with waiting, attention:
+                with torch.autocast(device.type, _DTYPES.get(recipe.precision), enabled=recipe.precision in _DTYPES):
+                    losses: Tensor = self._losses(batch)
+                # The processes' gradients are averaged, so this makes the mean over the whole batch of all of them.
+                scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes / size))
+                accelerator.backward(scaled)
+            total += losses.detach().sum()
+            bad += [rows[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
+        (loss,) = self._sum(total.item() / size)
+        if not math.isfinite(loss):
+            self._refuse(step, loss, bad)
+        self._scaler.unscale_(optimizer)
+        accelerator.clip_grad_norm_(self._parameters, recipe.optimizer.max_grad_norm)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        self._ema.step(self._parameters)
+        return loss
+
+    def _sum(self, *values: float) -> list[float]:
+        """Each value, summed over the processes."""
+        if self._accelerator.num_processes == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
+        return cast("list[float]", self._accelerator.reduce(tensor, "sum").tolist())
+
+    def _refuse(self, step: int, loss: float, bad: list[int]) -> None:
+        names = gather_object([self._stage.batches.names(step, range(row, row + 1))[0] for row in bad])
+        more = len(names) - _NAMES_SHOWN
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         hint = "start anew in another output folder with a lower optimizer.learning_rate"
-        raise NonFiniteLossError(f"the loss of step {step + 1} is {value}; {hint}")
-    nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
-    optimizer.step()
-    return value
+        raise NonFiniteLossError(f"the loss of step {step + 1} is {loss} ({shown}); {hint}")
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self._stage.network.named_parameters() if value.requires_grad}
+
+    @contextlib.contextmanager
+    def _loader(self, start: int) -> Iterator[Iterator[list[tuple[range, Any]]]]:
+        """This process's shares of the steps from `start`; worker processes draw ahead where the recipe has some."""
+        workers = self._recipe.workers
+        if workers is None:
+            workers = 0 if self._accelerator.device.type == "cpu" else 4
+        steps = range(start, self._recipe.steps)
+        loader: DataLoader[Any] = DataLoader(
+            self._shares, batch_size=None, sampler=cast("Any", steps), num_workers=workers, collate_fn=_as_is
+        )
+        yield iter(loader)
+
+    def _save(self, step: int, state: dict[str, Any]) -> None:
+        groups = {
+            "network": full_tensors(self._trained()),
+            "ema": full_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True))),
+            "optimizer": optimizer_tensors(self._stage.network, self._optimizer),
+        }
+        if self._accelerator.is_main_process:
+            recipe, scaler = self._recipe, self._scaler.state_dict()
+            place = self._output / "checkpoints"
+            save_checkpoint(
+                place, step, groups, {**state, "scaler": scaler}, recipe.keep_checkpoints, recipe.keep_every
+            )
+            plot_losses(self._output / "log.jsonl", self._output / "loss.png")
+        self._accelerator.wait_for_everyone()
+
+    def _resume(self) -> tuple[int, dict[str, Any]]:
+        """Steps done, and the state that the checkpoint keeps besides the tensors."""
+        checkpoint = latest_checkpoint(self._output / "checkpoints")
+        if checkpoint is None:
+            return 0, {}
+        groups, state, step = checkpoint
+        load_tensors(self._trained(), groups["network"])
+        load_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True)), groups["ema"])
+        load_optimizer_tensors(self._stage.network, self._optimizer, groups["optimizer"])
+        self._ema.optimization_step = step
+        if state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
+        logger.info("going on from step %d", step)
+        return step, state
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The network carries its averaged weights inside."""
+        self._ema.store(self._parameters)
+        self._ema.copy_to(self._parameters)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._ema.restore(self._parameters)
 
 
-def _schedule(step: int, steps: int, options: OptimizerConfig) -> float:
-    warmup = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
-    decay = (steps - step) / (options.decay_fraction * steps) if options.decay_fraction else 1.0
-    return min(warmup, decay, 1.0)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _resume(output: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel) -> tuple[int, dict[str, Any]]:
-    """Steps done, and the state that the checkpoint keeps besides the tensors."""
-    checkpoint = latest_checkpoint(output / "checkpoints")
-    if checkpoint is None:
-        return 0, {}
-    groups, state, step = checkpoint
-    stage.network.load_state_dict(groups["network"])
-    load_optimizer_tensors(optimizer, groups["optimizer"])
-    averaged = [groups["ema"][str(index)] for index in range(len(groups["ema"]))]
-    ema.shadow_params = [tensor.to(shadow.device) for tensor, shadow in zip(averaged, ema.shadow_params, strict=True)]
-    ema.optimization_step = step
-    logger.info("going on from step %d", step)
-    return step, state
+class _Losses(nn.Module):
+    """The stage's loss as a module: what is wrapped for several processes, so that no stage has to know."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.network = stage.network
+        self._loss = stage.loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._loss(batch)
 
 
-@contextlib.contextmanager
-def _averaged_weights(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The network carries its averaged weights inside."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
+class _Shares(Dataset[list[tuple[range, Any]]]):
+    """For each step the part of its batch that is one process's, as micro-batches with their rows."""
+
+    def __init__(self, batches: Batches, processes: int, index: int, recipe: Recipe) -> None:
+        self._batches, self._processes, self._index, self._most = batches, processes, index, recipe.micro_batch_size
+        for step in range(min(recipe.steps, 1000)):
+            if batches.size(step) % processes:
+                expected = f"be a multiple of the number of processes, {processes}"
+                raise InputError("batch_size", batches.size(step), expected)
+
+    def __getitem__(self, step: int) -> list[tuple[range, Any]]:
+        share = self._batches.size(step) // self._processes
+        first, most = share * self._index, self._most or share
+        parts = [range(first + row, first + min(row + most, share)) for row in range(0, share, most)]
+        return [(rows, self._batches.draw(step, rows)) for rows in parts]
+
+
+def _as_is(share: Any) -> Any:
+    return share
 
 
 @contextlib.contextmanager
@@ -216,9 +331,10 @@ class _TrainingLog:
         self._losses.append(loss)
         self._row = {"step": step, "seconds": round(seconds, 2)}
 
-    def write(self, learning_rate: float) -> None:
+    def write(self, rate: float) -> dict[str, int | float]:
         loss = sum(self._losses) / len(self._losses)
-        row = {**self._row, "loss": round(loss, 6), "learning_rate": learning_rate}
+        row = {**self._row, "loss": round(loss, 6), "learning_rate": rate}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._losses.clear()
+        return row

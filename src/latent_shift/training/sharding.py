@@ -1,0 +1,63 @@
+"""Whole tensors out of a network and an optimiser that may be sharded over processes (FSDP2), and back into them.
+
+What is saved is the same for one process, for several copies (DDP) and for shards, so a run may go on with another
+number of processes than it was saved with. Every process must call these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def load_tensors(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Writes whole tensors into `places`, each process what it has of them.
+
+    Raises:
+        KeyError: a name is missing.
+    """
+    with torch.no_grad():
+        for name, place in places.items():
+            whole = tensors[name].to(place.device)
+            if isinstance(place, DTensor):
+                whole = distribute_tensor(whole, place.device_mesh, place.placements)
+            place.copy_(whole)
+
+
+def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as whole tensors on the CPU, `parameter.quantity`; the first process alone gets it."""
+    state: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {})
+    return {
+        f"{parameter}.{name}": value for parameter, quantities in state.items() for name, value in quantities.items()
+    }
+
+
+def load_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what `optimizer_tensors` gave; every process needs all of it. The optimiser has one parameter group."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        parameter, name = key.rsplit(".", 1)
+        state.setdefault(parameter, {})[name] = value
+    (group,) = optimizer.param_groups
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    whole: Any = {"state": state, "param_groups": [{**group, "params": names}]}
+    set_optimizer_state_dict(network, optimizer, whole, options=_WHOLE)
