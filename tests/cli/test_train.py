@@ -36,11 +36,11 @@ def recipe(make_tree: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Run, path: Path) -> None:
-    result = run("train", path, "--dry-run", "--set", "steps=17", "--set", "data.folder=elsewhere")
+    result = run("train", path, "--dry-run", "--set", "steps=17", "--set", "data.source=elsewhere")
     assert (result.code, result.err) == (0, "")
     printed = json.loads(result.out)
     assert Recipe(**printed).model_dump(mode="json") == printed
-    assert (printed["steps"], printed["data"]["folder"]) == (17, "elsewhere")
+    assert (printed["steps"], printed["data"]["source"]) == (17, "elsewhere")
     assert printed["output"] == f"runs/{path.stem}"
     # What the file does not say is there, too.
     assert printed["optimizer"]["betas"] == [0.9, 0.99]
@@ -95,8 +95,7 @@ def test_ctrl_c_ends_with_130_one_line_and_a_checkpoint(
         ("steps=0", "steps must be valid (Input should be greater than or equal to 1), got 0"),
         ("steps", "--set must look like key.subkey=value, got 'steps'"),
         ("stage=video", "recipe must be valid (the video stage needs model.init, a text-to-image model), got {"),
-        ("data.folder=nowhere", "data.folder must be a folder that exists, got 'nowhere'"),
-        ("data.size=64", "data.size must be the size of the folder's frames (16x16), got 64"),
+        ("data.source=nowhere", "data.source must be a file or folder that exists, got 'nowhere'"),
         ("device=tpu", "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
         ("output=../tiny.toml/run", "output must be in a folder that can be written ("),
     ],
@@ -107,8 +106,8 @@ def test_a_bad_setting_is_one_line(refused: Refused, recipe: Path, setting: str,
 
 def test_an_empty_data_folder_is_one_line(refused: Refused, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = refused("train", recipe, "--set", f"data.folder={tmp_path / 'empty'}")
-    assert message == f"data.folder must hold a metadata.jsonl (it is empty), got {str(tmp_path / 'empty')!r}"
+    message = refused("train", recipe, "--set", f"data.source={tmp_path / 'empty'}")
+    assert message.startswith("data.source must hold captioned video")
 
 
 def test_a_bad_key_in_a_file_is_one_line(refused: Refused, recipe: Path) -> None:

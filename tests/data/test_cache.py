@@ -11,9 +11,10 @@ import pytest
 
 from latent_shift.core.errors import DataError
 from latent_shift.data import CaptionedVideoFolder
+from latent_shift.data import cache as cache_module
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.records import write_records
-from latent_shift.media import Frames, write_video
+from latent_shift.media import Frames, read_video, write_video
 
 LENGTHS = (3, 1, 5)
 CAPTIONS = (["a red square", "red"], ["blue"], ["a green thing", "green", "a thing that is green"])
@@ -50,9 +51,15 @@ def folder(tmp_path: Path) -> CaptionedVideoFolder:
 @pytest.fixture
 def open_cache(tmp_path: Path, folder: CaptionedVideoFolder) -> Open:
     def make(records: Sequence[Any] | None = None, **options: Any) -> ClipCache:
-        given = {"encode_frames": encode_frames, "encode_text": encode_text, "fingerprint": {"size": 4}, **options}
+        given = {
+            "read_frames": lambda record: read_video(record.path).frames,
+            "encode_frames": encode_frames,
+            "encode_text": encode_text,
+            "fingerprint": {"size": 4},
+            **options,
+        }
         chosen = list(folder) if records is None else records
-        return open_or_build_cache(tmp_path / "cache", folder, chosen, **given)
+        return open_or_build_cache(tmp_path / "cache", chosen, **given)
 
     return make
 
@@ -84,15 +91,6 @@ def test_the_records_are_numbered_as_they_are_given(open_cache: Open, folder: Ca
     assert cache.clip(0).tolist() == encode_frames(clip(2)).tolist()
     assert cache.clip(1).tolist() == encode_frames(clip(0)).tolist()
     assert cache.caption(1, 1).tolist() == [[3, 3]]
-
-
-@pytest.mark.parametrize(
-    ("most", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
-)
-def test_frames_left_out_are_spread_evenly(open_cache: Open, most: int, kept: list[int]) -> None:
-    cache = open_cache(max_frames=most)
-    assert (cache.clip(2)[:, 1] / 2).tolist() == kept
-    assert len(cache.clip(1)) == 1
 
 
 def test_a_cache_without_text_has_none(open_cache: Open) -> None:
@@ -128,35 +126,61 @@ def test_a_second_opening_encodes_nothing(open_cache: Open, tmp_path: Path) -> N
 def test_other_content_is_another_cache(open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path) -> None:
     open_cache()
     open_cache(fingerprint={"size": 8})
-    open_cache(max_frames=2)
     open_cache([folder[0], folder[1]])
     open_cache([folder[1], folder[0]])
-    assert len(places(tmp_path)) == 5
+    assert len(places(tmp_path)) == 4
     rows = [{"file_name": f"{n}.webp", "caption": "other words"} for n in range(3)]
     write_records(folder.path, rows)
     open_cache(list(CaptionedVideoFolder(folder.path)))
-    assert len(places(tmp_path)) == 6
+    assert len(places(tmp_path)) == 5
 
 
 def test_progress_is_told(open_cache: Open) -> None:
     calls: list[tuple[str, int, int]] = []
     open_cache(progress=lambda *call: calls.append(call))
-    assert calls == [("frames", 1, 3), ("frames", 2, 3), ("frames", 3, 3), ("captions", 6, 6)]
+    assert calls == [("records", 3, 3)]
 
 
-def test_an_interrupted_build_leaves_nothing_usable(open_cache: Open, tmp_path: Path) -> None:
-    done: list[int] = []
+def test_an_interrupted_build_goes_on_after_its_last_whole_part(
+    open_cache: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = open_cache()
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(cache_module, "_PART", 1)
+    seen: list[int] = []
 
     def stop(frames: Frames) -> np.ndarray:
-        if done:
+        seen.append(int(frames[0, 0, 0, 0]))
+        if seen == [0, 1]:
             raise KeyboardInterrupt
-        done.append(1)
         return encode_frames(frames)
 
     with pytest.raises(KeyboardInterrupt):
         open_cache(encode_frames=stop)
-    assert not (tmp_path / "cache").exists() or not places(tmp_path)
-    assert open_cache().clip(2).tolist() == encode_frames(clip(2)).tolist()
+    (parts,) = places(tmp_path)
+    (parts / ".half").write_bytes(b"half")
+    (parts / "000000001.npz").write_bytes(b"PK half a zip")
+    made = open_cache(encode_frames=stop)
+    assert seen == [0, 1, 1, 2]
+    for name in ("frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets"):
+        assert getattr(made, name).tolist() == getattr(whole, name).tolist()
+    assert [place.name for place in places(tmp_path)] == [parts.stem]
+
+
+def test_bad_records_have_no_frames_up_to_a_share(
+    open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder.path / "1.webp").write_bytes(b"RIFF, but no picture")
+    with pytest.raises(DataError, match=r"^1 of 3 videos are bad, more than max_bad_share = 0: .*1.webp [^\n]+$"):
+        open_cache()
+    with pytest.raises(DataError, match="more than max_bad_share = 0.3"):
+        open_cache(max_bad_share=0.3)
+    made = open_cache(max_bad_share=0.5, encode_frames=never)
+    assert made.frame_offsets.tolist() == [0, 3, 3, 8]
+    assert made.caption(1, 0).tolist() == [[4, 4]]
+    assert "quarantined" in caplog.text
+    (place,) = places(tmp_path)
+    assert list(json.loads((place / "cache.json").read_text())["bad"]) == [str(folder.path / "1.webp")]
 
 
 def test_a_build_that_was_killed_before_its_last_file_is_made_again(open_cache: Open, tmp_path: Path) -> None:

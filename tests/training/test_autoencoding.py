@@ -169,8 +169,8 @@ def test_one_label_is_too_few(make_recipe: MakeRecipe, squares: Path, tmp_path: 
     (tmp_path / "data" / "clips").mkdir(parents=True)
     (tmp_path / "data" / "clips" / "red0.webp").write_bytes((squares / "clips" / "red0.webp").read_bytes())
     write_records(tmp_path / "data", [{"file_name": "clips/red0.webp", "caption": "red"}])
-    with pytest.raises(InputError, match="data.folder must have at least two different labels or records"):
-        make(make_recipe("autoencoder", data={"folder": str(tmp_path / "data")}))
+    with pytest.raises(InputError, match="data.source must have at least two different labels or records"):
+        make(make_recipe("autoencoder", data={"source": str(tmp_path / "data")}))
 
 
 def test_a_decoder_that_goes_on_learning_keeps_the_latents(road: Path, make_recipe: MakeRecipe) -> None:

@@ -10,7 +10,8 @@ from latent_shift.core.errors import InputError
 from latent_shift.training import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
-MINIMAL: dict[str, Any] = {"stage": "autoencoder", "output": "x", "steps": 1, "batch_size": 1, "data": {"folder": "y"}}
+DATA = {"source": "y", "cache": "z"}
+MINIMAL: dict[str, Any] = {"stage": "autoencoder", "output": "x", "steps": 1, "batch_size": 1, "data": DATA}
 
 
 def every_class(cls: type[Config] = Recipe) -> list[type[Config]]:
@@ -48,7 +49,8 @@ def test_the_defaults_are_the_papers() -> None:
         ({"stage": "image"}, "the image stage needs model.autoencoder and model.text_encoder, or model.init"),
         ({"stage": "image", "model": {"autoencoder": "a"}}, "the image stage needs model.autoencoder and"),
         ({"stage": "video"}, "the video stage needs model.init, a text-to-image model"),
-        ({"data": {"folder": "y", "size": 32}}, "autoencoder_loss.crop, 64, is larger than data.size"),
+        ({"data": DATA | {"size": 32}}, "autoencoder_loss.crop, 64, is larger than data.size"),
+        ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),
         ({"diffusion": {"zero_terminal_snr": True}}, "zero_terminal_snr needs prediction_type = 'v_prediction'"),
         ({"autoencoder_loss": {"crop": 20}}, "autoencoder_loss.crop must be valid (Input should be a multiple of 8)"),
         ({"stage": "sound"}, "stage must be valid (Input should be 'autoencoder', 'image' or 'video'), got 'sound'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,32 @@ from latent_shift.core.seeding import derive_seed
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import contact_sheet, read_video
 from latent_shift.pipelines.text import encode_text
+from latent_shift.training.batches import Batch
 from latent_shift.training.config import DiffusionConfig
-from latent_shift.training.denoising import Batch, DenoisingStage, min_snr_weights, noise_schedule
+from latent_shift.training.denoising import DenoisingStage, min_snr_weights, noise_schedule
 
 from .conftest import MakeStage
 
 STEPS = range(16)
-FIELDS = ("latents", "text", "noise", "timesteps")
+KINDS = ("clips", "stills")
+FIELDS = ("moments", "text", "posterior_noise", "noise", "timesteps")
 
 
 def assert_same(left: Batch, right: Batch) -> None:
     assert left.boundary == right.boundary
-    for name in FIELDS:
-        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert left.captions == right.captions
+    for name in (*FIELDS, "frames"):
+        one, other = getattr(left, name), getattr(right, name)
+        assert (one is other is None) or torch.equal(one, other), name
 
 
 def is_still(batch: Batch) -> bool:
-    return batch.latents.shape[2] == 1
+    return batch.noise.shape[2] == 1
+
+
+def means(stage: DenoisingStage, batch: Batch) -> Tensor:
+    """Latents of a batch without the noise of the posterior."""
+    return stage.encode(dataclasses.replace(batch, posterior_noise=torch.zeros_like(batch.noise)))[0]
 
 
 def encoded(stage: DenoisingStage, squares: Path, kind: str) -> list[Tensor]:
@@ -85,7 +95,7 @@ def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stag
     batches = make_stage(stage, diffusion=options).batches
     for step in STEPS:
         whole, size = batches.draw(step), batches.size(step)
-        assert len(whole.latents) == size
+        assert len(whole.noise) == size
         for rows in (range(0, 1), range(1, size), range(size - 1, size)):
             part = batches.draw(step, rows)
             assert part.boundary == whole.boundary
@@ -97,7 +107,7 @@ def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stag
 def test_rows_have_the_names_of_their_files(make_stage: MakeStage, squares: Path, stage: str) -> None:
     made = make_stage(stage)
     folder = CaptionedVideoFolder(squares)
-    paths = {kind: [str(r.path) for r in folder if r.path.parent.name == kind] for kind in ("clips", "stills")}
+    paths = {kind: [str(r.path) for r in folder if r.path.parent.name == kind] for kind in KINDS}
     candidates = {
         path: latents for kind in paths for path, latents in zip(paths[kind], encoded(made, squares, kind), strict=True)
     }
@@ -105,7 +115,7 @@ def test_rows_have_the_names_of_their_files(make_stage: MakeStage, squares: Path
         batch, size = made.batches.draw(step), made.batches.size(step)
         names = made.batches.names(step, range(size))
         assert [made.batches.names(step, range(row, row + 1)) for row in range(size)] == [[name] for name in names]
-        for latents, name in zip(batch.latents, names, strict=True):
+        for latents, name in zip(means(made, batch), names, strict=True):
             clip, count = candidates[name], latents.shape[1]
             starts = range(clip.shape[1] - count + 1)
             assert nearest(latents, [clip[:, start : start + count] for start in starts]) is not None
@@ -118,7 +128,7 @@ def test_clips_and_stills_are_the_data_normalised(make_stage: MakeStage, squares
     seen: dict[bool, list[int | None]] = {True: [], False: []}
     for step in STEPS:
         batch = stage.batches.draw(step)
-        for latents in batch.latents:
+        for latents in means(stage, batch):
             seen[is_still(batch)].append(nearest(latents, stills if is_still(batch) else clips))
     # Four steps of three stills, twelve of four clips; each record once an epoch.
     assert sorted(map(str, seen[True])) == sorted(map(str, 3 * list(range(4))))
@@ -135,8 +145,8 @@ def test_the_image_stage_sees_frames_of_clips_and_stills_without_the_shift(
     for step in STEPS:
         batch = stage.batches.draw(step)
         assert batch.boundary is None
-        assert batch.latents.shape == (4, 4, 1, 2, 2)
-        for latents in batch.latents:
+        assert batch.noise.shape == (4, 4, 1, 2, 2)
+        for latents in means(stage, batch):
             index = nearest(latents, stills if step % 2 else frames)
             assert index is not None
             picked.add((step % 2, index))
@@ -144,9 +154,11 @@ def test_the_image_stage_sees_frames_of_clips_and_stills_without_the_shift(
 
 
 def test_frames_of_a_clip_can_be_fewer(make_stage: MakeStage, squares: Path) -> None:
-    stage = make_stage("image", data={"max_frames_per_clip": 2}, diffusion={"image_share": 0.0})
+    stage = make_stage("image", data={"num_frames": 2}, diffusion={"image_share": 0.0})
     frames = [clip[:, [index]] for clip in encoded(stage, squares, "clips") for index in (0, 2)]
-    assert all(nearest(latents, frames) is not None for step in STEPS for latents in stage.batches.draw(step).latents)
+    assert all(
+        nearest(latents, frames) is not None for step in STEPS for latents in means(stage, stage.batches.draw(step))
+    )
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 4), (0.5, 8), (1.0, 16)])
@@ -181,30 +193,66 @@ def test_data_of_one_kind_have_no_share(make_stage: MakeStage, squares: Path, tm
             (tmp_path / "data" / name).write_bytes(record.path.read_bytes())
             rows.append({"file_name": name, "caption": record.caption})
     write_records(tmp_path / "data", rows)
-    data = {"folder": str(tmp_path / "data")}
+    data = {"source": str(tmp_path / "data")}
     image = make_stage("image", data=data)
     candidates = encoded(image, tmp_path / "data", kept)
     frames = [clip[:, [index]] for clip in candidates for index in range(clip.shape[1])]
-    assert all(nearest(latents, frames) is not None for step in STEPS for latents in image.batches.draw(step).latents)
+    assert all(
+        nearest(latents, frames) is not None for step in STEPS for latents in means(image, image.batches.draw(step))
+    )
     if kept == "clips":
         video = make_stage("video", data=data)
         assert not any(is_still(video.batches.draw(step)) for step in STEPS)
     else:
-        with pytest.raises(InputError, match=r"data.folder must have clips of more than one frame"):
+        with pytest.raises(InputError, match=r"data.source must have clips of more than one frame"):
             make_stage("video", data=data)
 
 
-def test_clips_of_another_length_are_refused(make_stage: MakeStage) -> None:
-    expected = r"^data.num_frames must be the frames of every clip; the folder has \[4\], got 5$"
-    with pytest.raises(InputError, match=expected):
-        make_stage("video", data={"num_frames": 5})
+@pytest.mark.parametrize("cache", [True, False])
+def test_clips_are_cut_and_resized_as_the_recipe_says(make_stage: MakeStage, tmp_path: Path, cache: bool) -> None:
+    data = {"num_frames": 3, "size": 32, "cache": str(tmp_path / "cache") if cache else ""}
+    stage = make_stage("video", data=data, diffusion={"image_share": 0.0})
+    latents, text = stage.encode(stage.batches.draw(0))
+    assert latents.shape == stage.batches.draw(0).noise.shape == (4, 4, 3, 4, 4)
+    assert text.shape == (4, 8, 16)
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
-def test_frames_of_another_size_are_refused(make_stage: MakeStage, stage: str) -> None:
-    expected = r"^data.size must be the size of the folder's frames \(16x16\), got 32$"
-    with pytest.raises(InputError, match=expected):
-        make_stage(stage, data={"size": 32})
+def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
+    make_stage: MakeStage, squares: Path, stage: str
+) -> None:
+    """The same latents and captions as those that the cache would hold of these files."""
+    live, cached = make_stage(stage, data={"cache": ""}), make_stage(stage)
+    paths = {kind: [str(r.path) for r in CaptionedVideoFolder(squares) if r.path.parent.name == kind] for kind in KINDS}
+    clips = {p: c for kind in KINDS for p, c in zip(paths[kind], encoded(cached, squares, kind), strict=True)}
+    records = {str(record.path): record for record in CaptionedVideoFolder(squares)}
+    pipeline = live.pipeline
+    for step in range(8):
+        batch, names = live.batches.draw(step), live.batches.names(step, range(live.batches.size(step)))
+        assert batch.moments is batch.text is None
+        assert batch.captions is not None
+        latents, text = means(live, batch), live.encode(batch)[1]
+        for row, name in enumerate(names):
+            candidates = (
+                [clips[name][:, [i]] for i in range(clips[name].shape[1])] if stage == "image" else [clips[name]]
+            )
+            assert nearest(latents[row], candidates) is not None
+            assert batch.captions[row] in (*records[name].captions, "")
+            expected = encode_text(pipeline.tokenizer, pipeline.text_encoder, [batch.captions[row]], 8, True)
+            torch.testing.assert_close(text[row], expected[0])
+        assert_same(live.batches.draw(step), batch)
+    assert torch.equal(live.batches.draw(3).noise, cached.batches.draw(3).noise)
+
+
+def test_latents_are_drawn_from_the_posterior(make_stage: MakeStage) -> None:
+    stage = make_stage("video")
+    batch = stage.batches.draw(1)
+    assert batch.moments is not None
+    deviation = (0.5 * batch.moments[:, 4:]).exp()
+    std = torch.tensor(stage.pipeline.vae.config.latents_std).view(-1, 1, 1, 1)
+    drawn = stage.encode(batch)[0] - means(stage, batch)
+    torch.testing.assert_close(drawn, deviation * batch.posterior_noise / std, rtol=1e-3, atol=1e-5)
+    assert drawn.abs().max() > 0
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, {"zero"}), (1.0, {"circular"}), (0.5, {"zero", "circular"})])
@@ -225,7 +273,7 @@ def test_a_random_phase_rolls_the_loop(make_stage: MakeStage, squares: Path, ran
     rolled = [clip.roll(phase, dims=1) for clip in clips for phase in range(4)]
     phases = set()
     for step in STEPS:
-        for latents in stage.batches.draw(step).latents:
+        for latents in means(stage, stage.batches.draw(step)):
             index = nearest(latents, rolled)
             assert index is not None
             phases.add(index % 4)
@@ -260,7 +308,7 @@ def test_a_caption_belongs_to_its_clip(make_stage: MakeStage, squares: Path) -> 
     pipeline = stage.pipeline
     for step in range(6):
         batch = stage.batches.draw(step)
-        for latents, row in zip(batch.latents, batch.text, strict=True):
+        for latents, row in zip(means(stage, batch), batch.text, strict=True):
             index = nearest(latents, clips)
             assert index is not None
             features = encode_text(pipeline.tokenizer, pipeline.text_encoder, records[index].captions, 8, True)
@@ -345,11 +393,12 @@ def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, op
     config = DiffusionConfig(**options)
     for step in (0, 3):
         batch = made.batches.draw(step)
+        latents = made.encode(batch)[0]
         kept = torch.from_numpy(alphas(config)[batch.timesteps.numpy()]).float()
         a, s = (value.sqrt().view(-1, 1, 1, 1, 1) for value in (kept, 1 - kept))
-        target = batch.noise if config.prediction_type == "epsilon" else a * batch.noise - s * batch.latents
+        target = batch.noise if config.prediction_type == "epsilon" else a * batch.noise - s * latents
         with torch.no_grad():
-            noisy = a * batch.latents + s * batch.noise
+            noisy = a * latents + s * batch.noise
             predicted = made.network(noisy, batch.timesteps, batch.text, boundary=batch.boundary).sample
             losses = made.loss(batch)
         per_clip = (predicted - target).square().flatten(1).mean(dim=1)

@@ -15,6 +15,8 @@ from latent_shift.training import Recipe, train
 
 from .conftest import MakeRecipe
 
+NOWHERE = "data.source must be a file or folder that exists, got 'nowhere'"
+
 
 def refused(recipe: Recipe) -> str:
     """The message of a recipe that must fail before its first step and leave no trace."""
@@ -100,10 +102,12 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "changes", "message"),
     [
-        ("autoencoder", {"data": {"folder": "nowhere"}}, "data.folder must be a folder that exists, got 'nowhere'"),
-        ("image", {"data": {"folder": "nowhere"}}, "data.folder must be a folder that exists, got 'nowhere'"),
-        ("autoencoder", {"data": {"size": 32}}, "data.size must be the size of the folder's frames (16x16), got 32"),
-        ("video", {"data": {"num_frames": 7}}, "data.num_frames must be the frames of every clip"),
+        (
+            "autoencoder",
+            {"data": {"source": "nowhere"}},
+            NOWHERE,
+        ),
+        ("image", {"data": {"source": "nowhere"}}, NOWHERE),
         ("autoencoder", {"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
         ("video", {"model": {"init": "nowhere"}}, "model must be one of emoji or a folder with a model_index.json"),
         ("image", {"model": {"autoencoder": "nowhere"}}, "model.autoencoder must be the folder of a trained auto"),
@@ -133,8 +137,9 @@ def test_a_unet_that_does_not_fit_the_loaded_parts_is_named(
 
 def test_an_empty_data_folder_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = refused(make_recipe("autoencoder", data={"folder": str(tmp_path / "empty")}))
-    assert message == f"data.folder must hold a metadata.jsonl (it is empty), got {str(tmp_path / 'empty')!r}"
+    message = refused(make_recipe("autoencoder", data={"source": str(tmp_path / "empty")}))
+    assert message.startswith("data.source must hold captioned video, which is one of: metadata.jsonl; ")
+    assert message.endswith(f"got {str(tmp_path / 'empty')!r}")
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "image", "video"])
@@ -144,7 +149,7 @@ def test_data_with_an_unknown_heldout_list_are_refused(
 ) -> None:
     shutil.copytree(squares, tmp_path / "data")
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({"name": "x", "heldout": heldout}))
-    message = refused(make_recipe(stage, data={"folder": str(tmp_path / "data")}))
+    message = refused(make_recipe(stage, data={"source": str(tmp_path / "data")}))
     assert message.startswith("data must have the held-out list emoji-v1 (")
     assert heldout["name"] in message
 
@@ -181,11 +186,11 @@ def test_a_damaged_part_is_named(
 def test_a_later_failure_keeps_the_folder_of_a_run(make_recipe: MakeRecipe, squares: Path, tmp_path: Path) -> None:
     """Only a folder that the failing call began goes; a run with checkpoints stays."""
     shutil.copytree(squares, tmp_path / "data")
-    recipe = make_recipe("autoencoder", steps=1, data={"folder": str(tmp_path / "data")})
+    recipe = make_recipe("autoencoder", steps=1, data={"source": str(tmp_path / "data")})
     train(recipe)
     shutil.rmtree(tmp_path / "data")
     before = snapshot(Path(recipe.output))
-    message = refused(make_recipe("autoencoder", steps=2, data={"folder": str(tmp_path / "data")}))
-    assert message.startswith("data.folder must be a folder that exists")
+    message = refused(make_recipe("autoencoder", steps=2, data={"source": str(tmp_path / "data")}))
+    assert message.startswith("data.source must be a file or folder that exists")
     assert snapshot(Path(recipe.output)) == before
     assert (Path(recipe.output) / "recipe.json").exists()

@@ -52,7 +52,7 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
     except ValidationError as error:
         # A typo in a required key gives two errors; the one that names the typo comes first.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"])
+        key = _dotted(tree, first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown_key(key, _known_keys(cls, first["loc"][:-1])) from error
         if first["type"] == "missing":
@@ -63,6 +63,17 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
             key = cls.__name__.lower()
             value = {name: item for name, item in value.items() if not isinstance(item, dict)}
         raise InputError(key, value, f"be valid ({message})") from error
+
+
+def _dotted(tree: Any, place: Sequence[int | str]) -> str:
+    """The dotted key of an error's place, without the kinds of value that pydantic adds where several are allowed."""
+    parts: list[str] = []
+    for part in place:
+        if not isinstance(tree, dict | list | tuple):
+            break
+        parts.append(str(part))
+        tree = tree.get(part) if isinstance(tree, dict) else tree[int(part)]
+    return ".".join(parts)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> InputError:

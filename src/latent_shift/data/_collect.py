@@ -88,6 +88,31 @@ class CollectedSource:
         return name in self._listings[folder]
 
 
+class Selection:
+    """Some records of a source, as a `Source`."""
+
+    def __init__(self, source: Source, records: Sequence[CaptionedVideo]) -> None:
+        """Args: source: where they are from. records: which."""
+        self.kind, self.path, self.dropped = source.kind, source.path, source.dropped
+        self._records = records
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> CaptionedVideo:
+        """The record at `index` of the selection."""
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[CaptionedVideo]:
+        """The records, in order."""
+        return iter(self._records)
+
+
+STILL_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
+"""Of files that have one picture. GIF, WebP and AVIF may move."""
+
+
 def is_media(path: Path) -> bool:
     """Whether a file is called as videos and images are. Hidden files are none."""
     return path.suffix.lower() in MEDIA_SUFFIXES and not path.name.startswith(".")

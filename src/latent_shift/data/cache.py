@@ -1,10 +1,15 @@
-"""What is computed once a clip and read many times: latents (or pixels) of frames, and text features of captions."""
+"""What is computed once a clip and read many times: latents (or pixels) of frames, and text features of captions.
+
+A cache is built in parts of some records each, which stay when the build is stopped: the next one goes on after them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latent_shift.core.errors import DataError
-from latent_shift.core.files import atomic_path, write_json
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.files import atomic_path, read_json_object, write_json
 
-from .records import CaptionedVideo, CaptionedVideoFolder
+from .records import CaptionedVideo
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+ReadFrames = Callable[[CaptionedVideo], npt.NDArray[np.uint8]]
 EncodeFrames = Callable[[npt.NDArray[np.uint8]], Array]
 EncodeText = Callable[[Sequence[str]], Sequence[Array]]
 Progress = Callable[[str, int, int], None]
@@ -36,7 +42,7 @@ class ClipCache:
     frames: Array
     """`(frames of all records, ...)`, as `encode_frames` gave them."""
     frame_offsets: npt.NDArray[np.int64]
-    """`(records + 1,)`: record `i` has the frames from `frame_offsets[i]` up to `frame_offsets[i + 1]`."""
+    """`(records + 1,)`: record `i` has the frames from `frame_offsets[i]` up to `frame_offsets[i + 1]`; none if bad."""
     tokens: Array
     """`(tokens of all captions, width)`, without padding."""
     token_offsets: npt.NDArray[np.int64]
@@ -59,93 +65,168 @@ class ClipCache:
 
 
 _ARRAYS = ("frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets")
+_PART = 64
+"""Records of a part."""
+_SHOWN_REASONS = 3
 
 
 def open_or_build_cache(
     root: Path,
-    folder: CaptionedVideoFolder,
     records: Sequence[CaptionedVideo],
     *,
+    read_frames: ReadFrames,
     encode_frames: EncodeFrames,
     encode_text: EncodeText | None = None,
     fingerprint: Mapping[str, Any],
-    max_frames: int | None = None,
+    max_bad_share: float = 0.0,
     progress: Progress | None = None,
 ) -> ClipCache:
     """Opens the cache of `records` below `root`, or builds it.
 
-    Its folder is named by a hash of the records (files, sizes, captions), of `fingerprint` and of `max_frames`, so a
-    cache of other data, of another autoencoder or of another size is never read.
+    Its folder is named by a hash of the records (files, sizes, captions) and of `fingerprint`, so a cache of other
+    data, of another autoencoder or of other clips is never read.
 
     Args:
         root: where caches live.
-        folder: the source of the records.
         records: the records to encode, in the order in which the cache numbers them.
-        encode_frames: frames `(n, height, width, 3)` uint8 to an array `(n, ...)`.
+        read_frames: a record's frames, `(n, height, width, 3)` uint8.
+        encode_frames: frames to an array `(n, ...)`.
         encode_text: captions to one array `(tokens, width)` each; None where no text is needed.
-        fingerprint: whatever else decides the content: model hashes, size, precision. JSON values.
-        max_frames: at most so many frames of a clip, evenly spaced; None keeps all.
-        progress: called with what is done, how many and of how many.
+        fingerprint: whatever else decides the content: model hashes, what is cut out of a video. JSON values.
+        max_bad_share: share of the records that `read_frames` may fail on (with `DataError` or `InputError`); they are
+            logged and get no frames.
+        progress: called with "records", what is done and of how many.
 
     Raises:
-        DataError: a file cannot be read, or a cache on disk is damaged.
+        DataError: more records are bad, or a cache on disk is damaged.
     """
     key = {
         "records": [[record.path.name, record.path.stat().st_size, list(record.captions)] for record in records],
         "fingerprint": dict(fingerprint),
-        "max_frames": max_frames,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = root / digest[:16]
     if not (place / "cache.json").exists():
         logger.info("building the cache %s", place.name)
-        _build(place, folder, records, encode_frames, encode_text, max_frames, progress)
-        write_json(place / "cache.json", {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records)})
+        bad = _build_parts(_parts_of(place), records, read_frames, encode_frames, encode_text, progress)
+        _refuse_many(bad, len(records), max_bad_share)
+        _join_parts(place, records)
+        write_json(
+            place / "cache.json",
+            {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad},
+        )
+        shutil.rmtree(_parts_of(place))
     try:
-        made_of = json.loads((place / "cache.json").read_text(encoding="utf-8"))["sha256"]
+        made_of = read_json_object(place / "cache.json")["sha256"]
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         lengths = {name: len(arrays[name]) - int(arrays[f"{name[:-1]}_offsets"][-1]) for name in ("frames", "tokens")}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
         raise DataError(f"cache {place} is damaged ({error}); remove it") from error
     if made_of != digest or any(lengths.values()):
         raise DataError(f"cache {place} was made of other data; remove it")
     return ClipCache(**arrays)
 
 
-def _build(
-    place: Path,
-    folder: CaptionedVideoFolder,
+def _parts_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}.parts")
+
+
+def _part_files(parts: Path, count: int) -> list[Path]:
+    return [parts / f"{start:09d}.npz" for start in range(0, count, _PART)]
+
+
+def _build_parts(
+    parts: Path,
     records: Sequence[CaptionedVideo],
+    read_frames: ReadFrames,
     encode_frames: EncodeFrames,
     encode_text: EncodeText | None,
-    max_frames: int | None,
     progress: Progress | None,
-) -> None:
-    report = progress or (lambda *_: None)
+) -> dict[str, str]:
+    """Writes the parts that are not there yet; returns the bad records' files and their reasons, of all parts."""
+    bad: dict[str, str] = {}
+    for file, start in zip(_part_files(parts, len(records)), range(0, len(records), _PART), strict=True):
+        chunk = records[start : start + _PART]
+        try:
+            with np.load(file) as part:
+                bad |= json.loads(str(part["bad"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            frames, reasons = _encode_clips(chunk, read_frames, encode_frames)
+            tokens = _encode_captions([caption for record in chunk for caption in record.captions], encode_text)
+            with atomic_path(file) as temporary:
+                np.savez(
+                    temporary,
+                    frames=np.concatenate([clip for clip in frames if len(clip)] or [np.zeros((0, 1), np.float16)]),
+                    frame_counts=[len(clip) for clip in frames],
+                    tokens=np.concatenate(tokens),
+                    token_counts=[len(caption) for caption in tokens],
+                    bad=json.dumps(reasons),
+                )
+            bad |= reasons
+        if progress is not None:
+            progress("records", start + len(chunk), len(records))
+    return bad
+
+
+def _encode_clips(
+    records: Sequence[CaptionedVideo], read_frames: ReadFrames, encode_frames: EncodeFrames
+) -> tuple[list[Array], dict[str, str]]:
     frames: list[Array] = []
-    for number, record in enumerate(records):
-        clip = folder.read(record.index).frames
-        if max_frames is not None and len(clip) > max_frames:
-            clip = clip[np.arange(max_frames) * len(clip) // max_frames]
-        frames.append(encode_frames(clip))
-        report("frames", number + 1, len(records))
-    captions = [caption for record in records for caption in record.captions]
-    tokens: list[Array] = [np.zeros((0, 1), dtype=np.float16)]
-    if encode_text is not None:
-        tokens = tokens * len(captions)
-        # Captions of like length together: less padding to encode.
-        order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
-        for start in range(0, len(order), 256):
-            part = order[start : start + 256]
-            for index, features in zip(part, encode_text([captions[index] for index in part]), strict=True):
-                tokens[index] = features
-            report("captions", start + len(part), len(captions))
+    bad: dict[str, str] = {}
+    for record in records:
+        try:
+            clip = read_frames(record)
+        except (DataError, InputError) as error:
+            bad[str(record.path)] = str(error).removeprefix(str(record.path)).strip()
+            logger.warning("quarantined %s: %s", record.path, bad[str(record.path)])
+            frames.append(np.zeros((0, 1), dtype=np.float16))
+        else:
+            frames.append(encode_frames(clip))
+    return frames, bad
+
+
+def _encode_captions(captions: Sequence[str], encode_text: EncodeText | None) -> list[Array]:
+    tokens: list[Array] = [np.zeros((0, 1), dtype=np.float16)] * len(captions)
+    # Captions of like length together: less padding to encode.
+    order = sorted(range(len(captions)), key=lambda index: len(captions[index])) if encode_text is not None else []
+    for start in range(0, len(order), 256):
+        some = order[start : start + 256]
+        assert encode_text is not None
+        for index, features in zip(some, encode_text([captions[index] for index in some]), strict=True):
+            tokens[index] = features
+    return tokens
+
+
+def _refuse_many(bad: Mapping[str, str], records: int, max_bad_share: float) -> None:
+    if len(bad) > max_bad_share * records:
+        shown = "; ".join(f"{file} {reason}" for file, reason in list(bad.items())[:_SHOWN_REASONS])
+        share = f"more than max_bad_share = {max_bad_share:g}"
+        raise DataError(f"{len(bad)} of {records} videos are bad, {share}: {shown}")
+
+
+def _join_parts(place: Path, records: Sequence[CaptionedVideo]) -> None:
+    """All parts in one array each, written through memory maps: a cache may be larger than the memory."""
+    files = _part_files(_parts_of(place), len(records))
     with atomic_path(place) as temporary:
         temporary.mkdir()
-        np.save(temporary / "frames.npy", np.concatenate(frames))
-        np.save(temporary / "frame_offsets.npy", _offsets([len(clip) for clip in frames]))
-        np.save(temporary / "tokens.npy", np.concatenate(tokens))
-        np.save(temporary / "token_offsets.npy", _offsets([len(caption) for caption in tokens]))
+        for name in ("frame", "token"):
+            counts: list[int] = []
+            widest: Array = np.zeros((0, 1), dtype=np.float16)
+            for file in files:
+                with np.load(file) as part:
+                    counts += part[f"{name}_counts"].tolist()
+                    widest = part[f"{name}s"][:0] if len(part[f"{name}s"]) else widest
+            joined = np.lib.format.open_memmap(
+                temporary / f"{name}s.npy", mode="w+", dtype=widest.dtype, shape=(sum(counts), *widest.shape[1:])
+            )
+            start = 0
+            for file in files:
+                with np.load(file) as part:
+                    rows = part[f"{name}s"]
+                joined[start : start + len(rows)] = rows
+                start += len(rows)
+            joined.flush()
+            np.save(temporary / f"{name}_offsets.npy", _offsets(counts))
         np.save(temporary / "caption_offsets.npy", _offsets([len(record.captions) for record in records]))
 
 

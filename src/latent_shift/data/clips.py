@@ -30,8 +30,8 @@ class ClipConfig(Config):
 
     num_frames: Annotated[int, Field(ge=1)] = 16
     """Frames of a clip, evenly spaced. Of 1, any moment of the video is drawn."""
-    duration_s: Annotated[float, Field(gt=0)] = 2.0
-    """Length of the window, seconds."""
+    duration_s: Annotated[float, Field(gt=0)] | Literal["whole"] = 2.0
+    """Length of the window, seconds; or the whole video, whatever its length."""
     size: Annotated[int, Field(ge=1)] = 256
     """Height and width in pixels: the picture is scaled to fill the square, and what sticks out is cropped evenly."""
     short: Literal["drop", "whole"] = "drop"
@@ -72,7 +72,10 @@ def cut_clip(video: VideoReader, config: ClipConfig, seed: int) -> tuple[Frames,
     Raises:
         DataError: the video is damaged, or shorter than the window and `config.short` is `drop`. Names the file.
     """
-    window_s = config.duration_s if config.num_frames > 1 else 0.0
+    if config.num_frames == 1:
+        window_s = 0.0
+    else:
+        window_s = video.duration_s if config.duration_s == "whole" else config.duration_s
     if not video.is_still and video.duration_s < window_s:
         if config.short == "drop":
             raise DataError(f"{video.path} lasts {video.duration_s:.2f} s, less than the clip's {window_s:g} s")
@@ -138,6 +141,10 @@ class ClipLoader:
                     self._quarantine(index, error)
             attempt += 1
             index = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
+
+    def record(self, position: int) -> CaptionedVideo:
+        """The record whose turn `position` is, bad or not."""
+        return self.source[self._order.record(position)]
 
     def read(self, record: CaptionedVideo, position: int) -> Clip:
         """The clip of one record that belongs to `position`.

@@ -26,11 +26,11 @@ from pathlib import Path
 from latent_shift.core.errors import InputError
 
 from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf101_sentences
-from ._collect import Source, is_media
+from ._collect import STILL_SUFFIXES, Selection, Source, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
 
-__all__ = ["KINDS", "Source", "open_source", "ucf101_sentences"]
+__all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "open_source", "ucf101_sentences"]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from latent_shift.core.files import atomic_path, write_json
 from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.order import SampleOrder
-from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
+from latent_shift.data.records import CaptionedVideo
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
 from .networks import load_autoencoder, make_network
-from .sources import check_frame_size, select_records
+from .sources import clip_fingerprint, open_records, read_clip_once
 
 _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
@@ -51,7 +51,6 @@ class CropBatches:
         recipe: Recipe,
         records: Sequence[CaptionedVideo],
         cache: ClipCache,
-        order: SampleOrder,
         config: Mapping[str, Any],
     ) -> None:
         """Takes what the crops are of.
@@ -60,10 +59,12 @@ class CropBatches:
             recipe: the run's.
             records: what is in the cache.
             cache: their frames.
-            order: of the records.
             config: the autoencoder's.
         """
-        self._recipe, self._records, self._cache, self._order = recipe, records, cache, order
+        self._recipe, self._records, self._cache = recipe, records, cache
+        self._usable: list[int] = np.nonzero(np.diff(cache.frame_offsets))[0].tolist()
+        groups = [records[index].metadata.get(recipe.data.balance_by, index) for index in self._usable]
+        self._order = SampleOrder([str(group) for group in groups], recipe.seed)
         self._channels = int(config["latent_channels"])
         self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
 
@@ -74,7 +75,7 @@ class CropBatches:
 
     def names(self, step: int, rows: range) -> list[str]:
         """Files that the crops are of."""
-        return [str(self._records[self._order.record(self._position(step, row))].path) for row in rows]
+        return [str(self._records[self._record(self._position(step, row))].path) for row in rows]
 
     def draw(self, step: int, rows: range | None = None) -> Crops:
         """Rows of the batch of a step; all of them where none are named."""
@@ -91,12 +92,15 @@ class CropBatches:
         posterior_noise, latent_noise = (torch.stack(parts) for parts in zip(*noises, strict=True))
         return Crops(_to_pictures(np.stack(crops)), posterior_noise, latent_noise)
 
+    def _record(self, position: int) -> int:
+        return self._usable[self._order.record(position)]
+
     def _position(self, step: int, row: int) -> int:
         return step * self._recipe.batch_size + row
 
     def _crop(self, position: int, rng: np.random.Generator) -> np.ndarray:
         crop = self._recipe.autoencoder_loss.crop
-        clip: np.ndarray = self._cache.clip(self._order.record(position))
+        clip: np.ndarray = self._cache.clip(self._record(position))
         frame = clip[rng.integers(len(clip))]
         top, left = rng.integers(frame.shape[0] - crop + 1), rng.integers(frame.shape[1] - crop + 1)
         part: np.ndarray = frame[top : top + crop, left : left + crop]
@@ -108,21 +112,19 @@ class AutoencoderStage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
-        folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
-        records = select_records(folder, recipe)
+        records = list(open_records(recipe))
         groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
         kept_out = _unseen(groups)
         seen = list(itertools.compress(records, [not out for out in kept_out]))
         unseen = list(itertools.compress(records, kept_out))
         if not seen:
-            raise InputError("data.folder", recipe.data.folder, "have at least two different labels or records")
+            raise InputError("data.source", recipe.data.source, "have at least two different labels or records")
         self._recipe, self._accelerator = recipe, accelerator
         self.network = self._make_network(recipe).to(accelerator.device)
-        cache = _pixel_cache(recipe, folder, seen, recipe.data.max_frames_per_clip)
+        cache = _pixel_cache(recipe, seen)
         self._frames = cache.frames
-        self._unseen = torch.from_numpy(np.array(_pixel_cache(recipe, folder, unseen, 1).frames))
-        seen_groups = [group for group, out in zip(groups, kept_out, strict=True) if not out]
-        self.batches = CropBatches(recipe, seen, cache, SampleOrder(seen_groups, recipe.seed), self.network.config)
+        self._unseen = _first_frames(_pixel_cache(recipe, unseen))
+        self.batches = CropBatches(recipe, seen, cache, self.network.config)
         if recipe.model.init:
             return
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
@@ -193,17 +195,20 @@ def _unseen(groups: Sequence[str]) -> list[bool]:
     return [fractions[group] <= limit for group in groups]
 
 
-def _pixel_cache(
-    recipe: Recipe, folder: CaptionedVideoFolder, records: Sequence[CaptionedVideo], max_frames: int | None
-) -> ClipCache:
+def _pixel_cache(recipe: Recipe, records: Sequence[CaptionedVideo]) -> ClipCache:
     return open_or_build_cache(
         Path(recipe.data.cache),
-        folder,
         records,
-        encode_frames=lambda frames: check_frame_size(frames, recipe),
-        fingerprint={"kind": "pixels", "size": recipe.data.size},
-        max_frames=max_frames,
+        read_frames=lambda record: read_clip_once(record, recipe),
+        encode_frames=lambda frames: frames,
+        fingerprint={"kind": "pixels", **clip_fingerprint(recipe)},
+        max_bad_share=recipe.data.max_bad_share,
     )
+
+
+def _first_frames(cache: ClipCache) -> Tensor:
+    starts = cache.frame_offsets[:-1][np.diff(cache.frame_offsets) > 0]
+    return torch.from_numpy(np.array(cache.frames[starts]))
 
 
 def _to_pictures(frames: np.ndarray) -> Tensor:

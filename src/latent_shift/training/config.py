@@ -7,23 +7,24 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from latent_shift.core.config import Config
+from latent_shift.data.clips import ClipConfig
 
 
-class DataConfig(Config):
-    """Where the clips come from and how they are drawn."""
+class DataConfig(ClipConfig):
+    """Where the clips come from, and what is cut out of them.
 
-    folder: str
-    """A captioned-video folder (`metadata.jsonl` beside its files)."""
-    size: int = Field(128, ge=8)
-    """Height and width of the frames in pixels; the folder's frames must have it."""
-    num_frames: int = Field(24, ge=1)
-    """Frames of a clip in the video stage; every clip of the folder must have them."""
+    With a cache each video gives one clip, encoded once. Without, videos are decoded anew each time, at another moment,
+    and encoded on the training device; the image stage then sees a frame of any moment, whatever `num_frames` says.
+    """
+
+    source: str
+    """Captioned video: a path, or `kind:path?option=value` (see `latent_shift.data.sources`)."""
+    num_frames: int = Field(16, ge=1)
+    """Frames of a clip, evenly spaced. In the autoencoder and image stages: of which single frames are drawn."""
     balance_by: str = ""
     """Metadata key whose values come equally often, for example "label"; empty for each record equally often."""
-    max_frames_per_clip: int | None = Field(None, ge=1)
-    """At most so many frames of a clip, evenly spaced, in the autoencoder and image stages; none for all."""
-    cache: str = "runs/cache"
-    """Folder for encoded frames and captions; made when missing, named by content, so never stale."""
+    cache: str = ""
+    """Folder for encoded clips and captions; made when missing, named by content, so never stale. Empty for none."""
 
 
 class ModelConfig(Config):
@@ -178,6 +179,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.stage == "autoencoder" and not self.data.cache:
+            raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
             raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
         if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,162 +15,25 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from latent_shift.core.errors import InputError
 from latent_shift.core.seeding import derive_seed
-from latent_shift.data.cache import ClipCache, open_or_build_cache
-from latent_shift.data.order import SampleOrder
-from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
+from latent_shift.data.cache import open_or_build_cache
+from latent_shift.data.records import CaptionedVideo
 from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
-from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.latent_shift import latent_statistics
-from latent_shift.pipelines.noise import correlate_frames
 from latent_shift.pipelines.text import encode_text
 
+from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
 from .sharding import full_tensors
-from .sources import check_frame_size, select_records
+from .sources import clip_fingerprint, open_records, read_clip_once
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of what one optimiser step learns from."""
-
-    latents: Float[Tensor, "batch channels frames height width"]
-    """Normalised clean latents u_0."""
-    text: Float[Tensor, "batch tokens text_width"]
-    """Text features, the empty caption's where the caption is dropped."""
-    noise: Float[Tensor, "batch channels frames height width"]
-    """Noise of unit variance."""
-    timesteps: Tensor
-    """`(batch,)`, uniform in [0, T)."""
-    boundary: Boundary | None
-    """What the shift does in this step; None in the image stage: the base model has no shift."""
-
-
-class DenoisingBatches:
-    """Cached latents and captions with their noise.
-
-    A sample's caption, dropout, noise, timestep and phase follow from (seed, its position in the stream), and a
-    step's kind (clips or stills, boundary) from (seed, step), so a resumed run draws what an uninterrupted one does.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        records: Sequence[CaptionedVideo],
-        cache: ClipCache,
-        pipeline: LatentShiftPipeline,
-        empty_caption: np.ndarray,
-    ) -> None:
-        """Draws nothing yet.
-
-        Args:
-            recipe: the run's.
-            records: what is in the cache.
-            cache: their latents and captions.
-            pipeline: what encoded them.
-            empty_caption: features of the empty caption.
-
-        Raises:
-            InputError: the clips have other lengths than the recipe says.
-        """
-        self._recipe, self._records, self._cache, self._empty = recipe, records, cache, empty_caption
-        self._max_tokens = pipeline.max_prompt_tokens
-        self._noise_correlation = pipeline.unet.config.noise_correlation
-        self._num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-        mean, std = latent_statistics(pipeline.vae, torch.device("cpu"))
-        self._mean, self._std = mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
-        lengths = np.diff(cache.frame_offsets)
-        self._stills = [index for index, length in enumerate(lengths) if length == 1]
-        self._clips = [index for index, length in enumerate(lengths) if length > 1]
-        self._check_lengths(lengths)
-        groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
-        self._orders = {
-            name: SampleOrder([groups[index] for index in indices], derive_seed(recipe.seed, name))
-            for name, indices in (("stills", self._stills), ("clips", self._clips))
-            if indices
-        }
-
-    def size(self, step: int) -> int:
-        """The recipe's batch size for clips, for stills or for single frames."""
-        stills_of_a_video_run = self._recipe.stage == "video" and self._kind(step)[0] == "still"
-        return self._recipe.image_batch_size if stills_of_a_video_run else self._recipe.batch_size
-
-    def names(self, step: int, rows: range) -> list[str]:
-        """The files of the rows."""
-        kind, number = self._kind(step)
-        positions = (number * self.size(step) + row for row in rows)
-        return [str(self._records[self._record(kind, position)].path) for position in positions]
-
-    def draw(self, step: int, rows: range | None = None) -> Batch:
-        """Rows of the batch of a step; all of them where none are named."""
-        recipe, size = self._recipe, self.size(step)
-        rows = rows or range(size)
-        kind, number = self._kind(step)
-        boundary: Boundary | None = None
-        if recipe.stage == "video":
-            rng = np.random.default_rng(derive_seed(recipe.seed, "boundary", kind, number))
-            boundary = "circular" if rng.random() < recipe.diffusion.circular_share else "zero"
-        latents, text, noises = [], [], []
-        for row in rows:
-            position = number * size + row
-            seed = derive_seed(recipe.seed, kind, position)
-            rng = np.random.default_rng(seed)
-            record = self._record(kind, position)
-            clip = self._frames(kind, record, rng)
-            latents.append((clip - self._mean) / self._std)
-            # Every second time the plain caption, else any of its forms.
-            form = 0 if rng.random() < 0.5 else int(rng.integers(self._cache.num_captions(record)))
-            dropped = rng.random() < recipe.diffusion.caption_dropout
-            text.append(self._empty if dropped else self._cache.caption(record, form))
-            noises.append(torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed)))
-        noise = correlate_frames(torch.stack(noises), self._noise_correlation, boundary or "zero")
-        timesteps = self._timesteps(derive_seed(recipe.seed, kind, "timesteps", number), size)[rows.start : rows.stop]
-        return Batch(torch.stack(latents), _pad_tokens(text, self._max_tokens), noise, timesteps, boundary)
-
-    def _kind(self, step: int) -> tuple[str, int]:
-        """What a step learns from ("still", "frame" of a clip, "clip"), and how many steps of its kind came before."""
-        recipe = self._recipe
-        share = recipe.diffusion.image_share if len(self._orders) == 2 else float("stills" in self._orders)
-        # Steps on stills are spread evenly; each kind of step counts on its own, so that no sample is passed over.
-        stills_before = math.floor(step * share)
-        if math.floor((step + 1) * share) > stills_before:
-            return "still", stills_before
-        return "frame" if recipe.stage == "image" else "clip", step - stills_before
-
-    def _timesteps(self, seed: int, size: int) -> Tensor:
-        """Uniform in [0, T), and spread evenly over a batch, for less variance (arXiv:2107.00630, App. I.1)."""
-        spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
-        return torch.from_numpy((spread * self._num_train_timesteps).astype(np.int64))
-
-    def _record(self, kind: str, position: int) -> int:
-        name, indices = ("stills", self._stills) if kind == "still" else ("clips", self._clips)
-        return indices[self._orders[name].record(position)]
-
-    def _frames(
-        self, kind: str, record: int, rng: np.random.Generator
-    ) -> Float[Tensor, "channels frames height width"]:
-        clip = self._cache.clip(record)
-        if kind != "clip":
-            clip = clip[[rng.integers(len(clip))]]
-        elif self._recipe.diffusion.random_phase:
-            clip = np.roll(clip, int(rng.integers(len(clip))), axis=0)
-        return torch.from_numpy(np.array(clip, dtype=np.float32)).transpose(0, 1)
-
-    def _check_lengths(self, lengths: np.ndarray) -> None:
-        if self._recipe.stage != "video":
-            return
-        wanted = self._recipe.data.num_frames
-        wrong = sorted({int(length) for length in lengths if length not in (1, wanted)})
-        if wrong:
-            raise InputError("data.num_frames", wanted, f"be the frames of every clip; the folder has {wrong[:5]}")
-        if not self._clips:
-            raise InputError("data.folder", self._recipe.data.folder, "have clips of more than one frame")
+_FRAMES_AT_ONCE = 32
+"""Pictures that the autoencoder encodes at once: its features are the largest tensors of all."""
 
 
 class DenoisingStage:
@@ -189,24 +51,48 @@ class DenoisingStage:
                 parameter.requires_grad_(name not in self.network.frame_mixing_keys)
         self._forward = torch.compile(self.network) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        folder = CaptionedVideoFolder(recipe.data.folder, "data.folder")
-        records = select_records(folder, recipe)
-        cache = self._encode(folder, records)
-        self.batches = DenoisingBatches(recipe, records, cache, pipeline, self._encode_text([""])[0])
+        mean, std = latent_statistics(pipeline.vae, accelerator.device)
+        self._mean, self._std = mean[:, :, None], std[:, :, None]
+        source = open_records(recipe)
+        samples: Samples = self._cached_samples(list(source)) if recipe.data.cache else LiveSamples(recipe, source)
+        side = recipe.data.size // pipeline.vae_scale_factor
+        shape = (int(pipeline.vae.config.latent_channels), side, side)
+        self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self.network.config)
 
     def loss(self, batch: Batch) -> Float[Tensor, " rows"]:
         """Mean squared error of each row's prediction, weighted by min-SNR where the recipe says so."""
-        schedule, timesteps = self._noise_schedule, batch.timesteps
-        noisy = schedule.add_noise(batch.latents, batch.noise, timesteps)
-        target = batch.noise
+        schedule, device = self._noise_schedule, self._accelerator.device
+        latents, text = self.encode(batch)
+        noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
+        noisy = schedule.add_noise(latents, noise, timesteps)
+        target = noise
         if schedule.config.prediction_type == "v_prediction":
-            target = schedule.get_velocity(batch.latents, batch.noise, timesteps)
-        device = self._accelerator.device
-        prediction = self._forward(
-            noisy.to(device), timesteps.to(device), batch.text.to(device), boundary=batch.boundary, return_dict=False
-        )[0]
-        per_row: Tensor = (prediction.float() - target.to(device)).square().mean(dim=(1, 2, 3, 4))
-        return per_row * min_snr_weights(schedule, timesteps, self._recipe.diffusion.min_snr_gamma).to(device)
+            target = schedule.get_velocity(latents, noise, timesteps)
+        prediction = self._forward(noisy, timesteps, text, boundary=batch.boundary, return_dict=False)[0]
+        per_row: Tensor = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
+        return per_row * min_snr_weights(schedule, batch.timesteps, self._recipe.diffusion.min_snr_gamma).to(device)
+
+    @torch.no_grad()
+    def encode(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "rows channels frames height width"], Float[Tensor, "rows tokens text_width"]]:
+        """Normalised clean latents u_0, drawn from the autoencoder's posterior, and text features; on the device.
+
+        What the cache does not hold is computed by the frozen parts, in fp32 whatever the recipe's precision.
+        """
+        device, pipeline = self._accelerator.device, self.pipeline
+        moments, text = batch.moments, batch.text
+        with torch.autocast(device.type, enabled=False):
+            if moments is None:
+                assert batch.frames is not None
+                encoded = self._moments(batch.frames.flatten(0, 1))
+                moments = encoded.view(*batch.frames.shape[:2], *encoded.shape[1:]).transpose(1, 2)
+            if text is None:
+                assert batch.captions is not None
+                text = pipeline.encode_prompt(batch.captions)[0]
+        mean, log_variance = moments.to(device).chunk(2, dim=1)
+        latents = mean + (0.5 * log_variance).exp() * batch.posterior_noise.to(device)
+        return (latents - self._mean) / self._std, text.to(device)
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run.
@@ -262,31 +148,38 @@ class DenoisingStage:
         clips = (np.asarray(output.frames) * 255).round().astype(np.uint8)
         return list(zip(indices, clips, strict=True))
 
-    def _encode(self, folder: CaptionedVideoFolder, records: Sequence[CaptionedVideo]) -> ClipCache:
-        recipe, vae = self._recipe, self.pipeline.vae.to(self._accelerator.device)
+    def _moments(self, frames: UInt8[Tensor, "n size size 3"]) -> Float[Tensor, "n moments height width"]:
+        """Mean and log-variance of the autoencoder's posterior of each picture."""
+        vae, device = self.pipeline.vae, self._accelerator.device
+        parts = []
+        for some in torch.split(frames, _FRAMES_AT_ONCE):
+            posterior = vae.encode(some.to(device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).float())
+        return torch.cat(parts)
+
+    def _cached_samples(self, records: Sequence[CaptionedVideo]) -> CachedSamples:
+        recipe, pipeline = self._recipe, self.pipeline
 
         @torch.no_grad()
         def encode_frames(frames: np.ndarray) -> np.ndarray:
-            check_frame_size(frames, recipe)
-            pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self._accelerator.device).float() / 127.5 - 1
-            latents: Tensor = vae.encode(pictures).latent_dist.mean
-            return latents.cpu().numpy().astype(np.float16)
+            return self._moments(torch.from_numpy(frames)).cpu().numpy().astype(np.float16)
 
-        return open_or_build_cache(
+        cache = open_or_build_cache(
             Path(recipe.data.cache),
-            folder,
             records,
+            read_frames=lambda record: read_clip_once(record, recipe),
             encode_frames=encode_frames,
             encode_text=self._encode_text,
             fingerprint={
-                "kind": "latents",
-                "autoencoder": _weights_hash(vae),
-                "text_encoder": _weights_hash(self.pipeline.text_encoder),
-                "max_tokens": self.pipeline.max_prompt_tokens,
-                "size": recipe.data.size,
+                "kind": "moments",
+                "autoencoder": _weights_hash(pipeline.vae),
+                "text_encoder": _weights_hash(pipeline.text_encoder),
+                "max_tokens": pipeline.max_prompt_tokens,
+                **clip_fingerprint(recipe),
             },
-            max_frames=recipe.data.max_frames_per_clip if recipe.stage == "image" else None,
+            max_bad_share=recipe.data.max_bad_share,
         )
+        return CachedSamples(recipe, records, cache, self._encode_text([""])[0])
 
     def _encode_text(self, captions: Sequence[str]) -> list[np.ndarray]:
         pipeline = self.pipeline
@@ -337,10 +230,3 @@ def _weights_hash(module: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _pad_tokens(rows: Sequence[np.ndarray], length: int) -> Float[Tensor, "batch tokens width"]:
-    padded = np.zeros((len(rows), length, rows[0].shape[1]), dtype=np.float32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return torch.from_numpy(padded)

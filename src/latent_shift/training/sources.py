@@ -1,36 +1,58 @@
-"""Which records a stage may see."""
+"""Which records a stage may see, and their frames."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.seeding import derive_seed
+from latent_shift.data.clips import cut_clip
 from latent_shift.data.heldout import stage_records, verify_heldout
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
+from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
+from latent_shift.media import Frames, open_video
 
 from .config import Recipe
 
 
-def select_records(folder: CaptionedVideoFolder, recipe: Recipe) -> list[CaptionedVideo]:
-    """The records of `folder` that the recipe's stage may see, by the folder's held-out list.
+def open_records(recipe: Recipe) -> Selection:
+    """The records of the recipe's source that its stage may see, by the held-out list of the emoji.
 
     Raises:
         InputError: the folder carries a held-out list that this version does not know, or nothing is left.
+        DataError: a table of the source is damaged.
     """
-    verify_heldout(folder.manifest, folder.path)
-    records = stage_records(folder, recipe.stage)
+    source: Source = open_source(recipe.data.source, "data.source")
+    if isinstance(source, CaptionedVideoFolder):
+        verify_heldout(source.manifest, source.path)
+    records = stage_records(source, recipe.stage)
     if not records:
-        raise InputError("data.folder", recipe.data.folder, f"have records for the {recipe.stage} stage")
-    return records
+        raise InputError("data.source", recipe.data.source, f"have records for the {recipe.stage} stage")
+    return Selection(source, records)
 
 
-def check_frame_size(frames: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Returns `frames`, `(n, height, width, 3)`.
+def is_still(record: CaptionedVideo) -> bool:
+    """Whether a record is one picture, as far as can be told without opening it."""
+    known = record.metadata.get("num_frames")
+    return record.path.suffix.lower() in STILL_SUFFIXES if known is None else known == 1
+
+
+def clip_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """What decides which clips `read_clip_once` reads."""
+    options = recipe.data.model_dump(include={"num_frames", "duration_s", "size", "short"})
+    random = recipe.data.duration_s != "whole"
+    return options | ({"seed": recipe.seed} if random else {})
+
+
+def read_clip_once(record: CaptionedVideo, recipe: Recipe) -> Frames:
+    """The clip of a record that a cache keeps: at a moment drawn from (the recipe's seed, the file's name).
 
     Raises:
-        InputError: they have another size than the recipe says.
+        InputError: the file is not there.
+        DataError: it is damaged, too short, or has not as many frames as its record says. Names it.
     """
-    height, width = frames.shape[1:3]
-    if (height, width) != (recipe.data.size, recipe.data.size):
-        raise InputError("data.size", recipe.data.size, f"be the size of the folder's frames ({width}x{height})")
+    with open_video(record.path) as video:
+        frames, _ = cut_clip(video, recipe.data, derive_seed(recipe.seed, "window", record.path.name))
+    if len(frames) < min(record.metadata.get("num_frames", 1), recipe.data.num_frames):
+        raise DataError(f"{record.path} is a single image, and its record says that it moves")
     return frames
