@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import contact_sheet, read_video
 from latent_shift.pipelines.text import encode_text
+from latent_shift.training import train
 from latent_shift.training.batches import Batch
+from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.config import DiffusionConfig
 from latent_shift.training.denoising import DenoisingStage, min_snr_weights, noise_schedule
 
-from .conftest import MakeStage
+from .conftest import MakeRecipe, MakeStage
 
 STEPS = range(16)
 KINDS = ("clips", "stills")
@@ -461,3 +464,57 @@ def test_every_option_of_the_preview_changes_it(make_stage: MakeStage, tmp_path:
 def test_without_prompts_there_is_no_preview(make_stage: MakeStage, tmp_path: Path) -> None:
     make_stage("image", preview={"prompts": []}).preview(tmp_path / "preview")
     assert not (tmp_path / "preview").exists()
+
+
+def test_lora_learns_alone_and_is_exported_merged_and_beside(
+    make_recipe: MakeRecipe, road: Path, tmp_path: Path
+) -> None:
+    base = LatentShiftPipeline.from_pretrained(road / "image/model", torch_dtype=torch.float32)
+    recipe = make_recipe("video", lora={"rank": 2, "alpha": 8.0}, steps=3, optimizer={"learning_rate": 0.05})
+    merged = LatentShiftPipeline.from_pretrained(train(recipe), torch_dtype=torch.float32)
+    found = latest_checkpoint(Path(recipe.output) / "checkpoints")
+    assert found is not None
+    assert all("lora_" in name for name in found[0]["network"])
+    before, after = base.unet.state_dict(), merged.unet.state_dict()
+    assert before.keys() == after.keys()
+    ends = tuple(f"{name}.weight" for name in recipe.lora.target_modules)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    may_change = {name for name in before if name.endswith(ends)}
+    # Self-attention over a single latent pixel has nothing to choose, so its queries and keys do not learn.
+    assert may_change - changed < {name for name in may_change if ".attn1." in name}
+    assert changed <= may_change
+
+    # The same clip from the image model with diffusers' own loader of the small file.
+    options: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 3, "output_type": "latent"}
+    expected = merged("a red square", generator=torch.Generator().manual_seed(0), **options).frames
+    base.unet.register_to_config(noise_correlation=merged.unet.config.noise_correlation)
+    base.load_lora_weights(Path(recipe.output) / "lora")
+    made = base("a red square", generator=torch.Generator().manual_seed(0), **options).frames
+    torch.testing.assert_close(made, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("changed", [{"rank": 3}, {"alpha": 1.0}, {"target_modules": ["to_q"]}, {"rank": 0}])
+def test_every_option_of_lora_changes_the_model(make_recipe: MakeRecipe, changed: dict[str, Any]) -> None:
+    weights = []
+    for name, options in (("plain", {}), ("changed", changed)):
+        lora = {"rank": 2, **options}
+        folder = train(make_recipe("video", name, lora=lora, steps=2, optimizer={"learning_rate": 0.05}))
+        weights.append(LatentShiftPipeline.from_pretrained(folder).unet.state_dict())
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_layers_that_are_not_there_cannot_learn(make_stage: MakeStage) -> None:
+    with pytest.raises(InputError, match=r"^lora.target_modules must name layers of the U-Net .*, got \['nothing'\]$"):
+        make_stage("video", lora={"rank": 2, "target_modules": ["nothing"]})
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_stage: MakeStage) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        stage = make_stage("video", gradient_checkpointing=checkpointing)
+        assert stage.network.is_gradient_checkpointing is checkpointing
+        torch.nn.init.normal_(stage.network.conv_out.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+        stage.loss(stage.batches.draw(0)).sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append([parameter.grad for parameter in stage.network.parameters()])
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right)

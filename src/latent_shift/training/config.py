@@ -45,6 +45,17 @@ class ModelConfig(Config):
     """Arguments of the network that this stage makes: `PatchAutoencoderKL` or the U-Net."""
 
 
+class LoraConfig(Config):
+    """Low-rank finetuning (arXiv:2106.09685) instead of all weights (extra `lora`)."""
+
+    rank: int = Field(0, ge=0)
+    """Rank of the updates; 0 trains all weights."""
+    alpha: float = Field(16.0, gt=0)
+    """The update's scale is alpha / rank."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+    """Ends of the names of the layers that learn. The convolutions are where shifted features meet."""
+
+
 class OptimizerConfig(Config):
     """Adam with linear warm-up, a constant part and a fall to zero."""
 
@@ -168,6 +179,8 @@ class Recipe(Config):
     """See `DataConfig`."""
     model: ModelConfig = ModelConfig()
     """See `ModelConfig`."""
+    lora: LoraConfig = LoraConfig()
+    """See `LoraConfig`; image and video stage."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """See `OptimizerConfig`."""
     autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()

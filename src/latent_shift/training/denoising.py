@@ -18,6 +18,7 @@ from diffusers.training_utils import compute_snr
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.cache import open_or_build_cache
 from latent_shift.data.records import CaptionedVideo
@@ -29,6 +30,7 @@ from latent_shift.pipelines.text import encode_text
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
+from .lora import add_lora, lora_weights
 from .sharding import full_tensors
 from .sources import clip_fingerprint, open_records, read_clip_once
 
@@ -49,6 +51,9 @@ class DenoisingStage:
         if recipe.stage == "image":  # what mixes frames is not asked
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name not in self.network.frame_mixing_keys)
+        if recipe.lora.rank:
+            torch.manual_seed(derive_seed(recipe.seed, "lora"))
+            add_lora(self.network, recipe.lora)
         self._forward = torch.compile(self.network) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
@@ -118,12 +123,19 @@ class DenoisingStage:
         write_video(folder / "sheet.png", sheet[None], fps=1.0)
 
     def export(self, folder: Path) -> None:
-        """The pipeline with the trained U-Net; its weights in fp16."""
+        """The pipeline with the trained U-Net, in fp16; LoRA is merged into it, and written to `lora/` beside it."""
         weights = full_tensors(self.network.state_dict())
         if not self._accelerator.is_main_process:
             return
         unet = type(self.network).from_config(self.network.config)
+        if self._recipe.lora.rank:
+            add_lora(unet, self._recipe.lora)
         unet.load_state_dict(weights)
+        if self._recipe.lora.rank:
+            with atomic_path(folder.with_name("lora")) as temporary:
+                LatentShiftPipeline.save_lora_weights(temporary, unet_lora_layers=lora_weights(unet))
+            unet.fuse_lora()
+            unet.unload_lora()
         frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("vae", "text_encoder")}
         settings = {name: self.pipeline.config[name] for name in self.pipeline.settings()}
         parts = {**self.pipeline.components, **frozen, "unet": unet.half()}
