@@ -50,6 +50,24 @@ def emoji(
 
 
 @data.command()
+def shapes(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")] = Path("data/shapes"),
+    size: Annotated[int, typer.Option(help="Height and width, pixels.")] = 64,
+    num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 8,
+) -> None:
+    """Draw eight captioned clips of a shape that moves: data for a first training run, without any download.
+
+    Examples:
+      latent-shift data shapes
+
+      latent-shift train recipes/tiny.toml
+    """
+    from latent_shift.data.shapes import write_shapes
+
+    typer.echo(f"{output}: {write_shapes(output, size, num_frames)} clips")
+
+
+@data.command()
 def check(
     source: Annotated[
         str, typer.Argument(help="A path, or kind:path with kind folder, files, table, webvid, ucf101 or msrvtt.")

@@ -30,7 +30,7 @@ from latent_shift.pipelines.text import encode_text
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
-from .lora import add_lora, lora_weights
+from .lora import add_lora, save_lora
 from .sharding import full_tensors
 from .sources import clip_fingerprint, open_records, read_clip_once
 
@@ -133,7 +133,7 @@ class DenoisingStage:
         unet.load_state_dict(weights)
         if self._recipe.lora.rank:
             with atomic_path(folder.with_name("lora")) as temporary:
-                LatentShiftPipeline.save_lora_weights(temporary, unet_lora_layers=lora_weights(unet))
+                save_lora(unet, temporary)
             unet.fuse_lora()
             unet.unload_lora()
         frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("vae", "text_encoder")}

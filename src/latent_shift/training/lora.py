@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.models import VideoUNet
+from latent_shift.pipelines import LatentShiftPipeline
 
 from .config import LoraConfig
 
@@ -29,10 +29,12 @@ def add_lora(unet: VideoUNet, options: LoraConfig) -> None:
         raise InputError("lora.target_modules", list(options.target_modules), expected) from error
 
 
-def lora_weights(unet: VideoUNet) -> dict[str, Tensor]:
-    """The updates alone, by the names that diffusers' `save_lora_weights` takes."""
-    weights: dict[str, Tensor] = _peft().get_peft_model_state_dict(unet)
-    return weights
+def save_lora(unet: VideoUNet, folder: Path) -> None:
+    """Writes the updates alone, with their scale, as a file that diffusers' `load_lora_weights` reads."""
+    settings = unet.peft_config["default"].to_dict()
+    LatentShiftPipeline.save_lora_weights(
+        folder, unet_lora_layers=_peft().get_peft_model_state_dict(unet), unet_lora_adapter_metadata=settings
+    )
 
 
 def _peft() -> Any:
