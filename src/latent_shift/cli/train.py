@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from latent_shift.training import Recipe
 
 
 def train(
@@ -16,7 +20,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set optimizer.learning_rate=1e-4")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and what it needs (JSON), and stop.")
+    ] = False,
 ) -> None:
     """Train a stage of a model; the same command goes on after Ctrl-C or a kill.
 
@@ -32,10 +38,12 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` or `torchrun` started
     resolved = load_config(Recipe, recipe, settings or ())
-    if first:
-        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    values = resolved.model_dump(mode="json")
     if dry_run:
+        typer.echo(json.dumps({"recipe": values, "estimate": _estimate(resolved)}, indent=2))
         return
+    if first:
+        typer.echo(json.dumps(values, indent=2))
 
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -56,3 +64,17 @@ def train(
         model = run(resolved, show)
     if first:
         typer.echo(f"model: {model}")
+
+
+def _estimate(recipe: Recipe) -> dict[str, Any] | str:
+    """What a run needs, or why that cannot be said yet."""
+    from latent_shift.core.errors import LatentShiftError
+    from latent_shift.training.estimate import estimate_run
+
+    from ._quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        return dataclasses.asdict(estimate_run(recipe))
+    except LatentShiftError as error:
+        return f"not known: {error}"

@@ -18,7 +18,6 @@ from latent_shift import __version__
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
-from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
 from latent_shift.pipelines.components import damaged_files_named
 from latent_shift.pipelines.loading import model_folder, resolve_device
@@ -26,6 +25,7 @@ from latent_shift.pipelines.loading import model_folder, resolve_device
 from .autoencoding import AutoencoderStage
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
+from .estimate import UNETS
 from .networks import load_autoencoder, make_network
 from .trainer import Progress, Stage, run_stage
 
@@ -36,8 +36,6 @@ _FREE = frozenset(
     + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
 )
 """Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes."""
-
-_UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
 
 
 def train(recipe: Recipe, progress: Progress | None = None) -> Path:
@@ -123,7 +121,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     options = recipe.diffusion
-    unet_class = _UNETS[recipe.model.video]
+    unet_class = UNETS[recipe.model.video]
     if recipe.model.init:
         base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
         unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
