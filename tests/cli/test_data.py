@@ -84,3 +84,37 @@ def test_check_refuses_in_one_line(refused: Refused, films: Path, arguments: lis
     assert refused("data", "check", *(str(films) if part == "FILMS" else part for part in arguments)).startswith(
         message
     )
+
+
+def test_shapes_and_their_cache_which_a_recipe_then_finds(run: Run, road: Path, tmp_path: Path) -> None:
+    shapes, cache = tmp_path / "shapes", tmp_path / "cache"
+    assert run("data", "shapes", "-o", shapes, "--size", "16", "--num-frames", "4").out == f"{shapes}: 8 clips\n"
+    clip = ("--num-frames", "4", "--size", "16", "--duration", "whole")
+    model = road / "image/model"
+    result = run("data", "cache", shapes, cache, "--model", model, "--device", "cpu", *clip)
+    assert (result.code, result.out) == (0, f"{cache}: 8 records, 32 frames\n")
+    (place,) = cache.iterdir()
+    written = (place / "frames.npy").stat().st_mtime_ns
+    recipe = Path("recipe.toml")
+    recipe.write_text(
+        f'stage = "video"\noutput = "run"\nsteps = 1\nbatch_size = 2\ndevice = "cpu"\n'
+        f'[data]\nsource = "{shapes}"\ncache = "{cache}"\nnum_frames = 4\nsize = 16\nduration_s = "whole"\n'
+        f'[model]\ninit = "{model}"\n',
+        encoding="utf-8",
+    )
+    assert run("train", recipe).code == 0
+    assert [entry.name for entry in cache.iterdir()] == [place.name]
+    assert (place / "frames.npy").stat().st_mtime_ns == written
+    # Other clips are another cache.
+    assert run("data", "cache", shapes, cache, "--model", model, "--device", "cpu", *clip[:2], *clip[4:]).code == 0
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_cannot_be_encoded_is_one_line(refused: Refused, run: Run, films: Path, road: Path) -> None:
+    model = ("--model", road / "image/model", "--device", "cpu")
+    assert refused("data", "cache", "nowhere", "c", *model).startswith("data.source must be a file or folder that")
+    assert refused("data", "cache", films, "c", *model, "--duration", "long").startswith("duration_s must be valid (")
+    assert refused("data", "cache", films, "c", "--model", "nowhere").startswith("model must be one of emoji or a ")
+    too_long = run("data", "cache", films, "c", *model, "--size", "16", "--duration", "999")
+    assert too_long.code == 1
+    assert "error: 1 of 1 videos are bad, more than max_bad_share = 0.1: " in too_long.err

@@ -49,7 +49,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Run, path:
     assert (printed["steps"], printed["data"]["source"]) == (17, "elsewhere")
     assert printed["output"] == f"runs/{path.stem}"
     # What the file does not say is there, too.
-    assert printed["optimizer"]["betas"] == [0.9, 0.99]
+    assert printed["optimizer"]["max_grad_norm"] == 1.0
     assert list(Path().iterdir()) == []
 
 

@@ -112,7 +112,7 @@ class AutoencoderStage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
-        records = list(open_records(recipe))
+        records = list(open_records(recipe.data.source, recipe.stage))
         groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
         kept_out = _unseen(groups)
         seen = list(itertools.compress(records, [not out for out in kept_out]))
@@ -199,9 +199,9 @@ def _pixel_cache(recipe: Recipe, records: Sequence[CaptionedVideo]) -> ClipCache
     return open_or_build_cache(
         Path(recipe.data.cache),
         records,
-        read_frames=lambda record: read_clip_once(record, recipe),
+        read_frames=lambda record: read_clip_once(record, recipe.data, recipe.seed),
         encode_frames=lambda frames: frames,
-        fingerprint={"kind": "pixels", **clip_fingerprint(recipe)},
+        fingerprint={"kind": "pixels", **clip_fingerprint(recipe.data, recipe.seed)},
         max_bad_share=recipe.data.max_bad_share,
     )
 

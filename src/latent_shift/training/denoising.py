@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,27 +14,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
-from latent_shift.data.cache import open_or_build_cache
-from latent_shift.data.records import CaptionedVideo
 from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.latent_shift import latent_statistics
-from latent_shift.pipelines.text import encode_text
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
+from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, save_lora
 from .sharding import full_tensors
-from .sources import clip_fingerprint, open_records, read_clip_once
-
-_FRAMES_AT_ONCE = 32
-"""Pictures that the autoencoder encodes at once: its features are the largest tensors of all."""
+from .sources import open_records
 
 
 class DenoisingStage:
@@ -58,8 +52,11 @@ class DenoisingStage:
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]
-        source = open_records(recipe)
-        samples: Samples = self._cached_samples(list(source)) if recipe.data.cache else LiveSamples(recipe, source)
+        source = open_records(recipe.data.source, recipe.stage)
+        samples: Samples = LiveSamples(recipe, source)
+        if recipe.data.cache:
+            cache = open_clip_cache(pipeline, list(source), recipe.data, recipe.seed)
+            samples = CachedSamples(recipe, list(source), cache, encode_captions(pipeline, [""])[0])
         side = recipe.data.size // pipeline.vae_scale_factor
         shape = (int(pipeline.vae.config.latent_channels), side, side)
         self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self.network.config)
@@ -90,7 +87,7 @@ class DenoisingStage:
         with torch.autocast(device.type, enabled=False):
             if moments is None:
                 assert batch.frames is not None
-                encoded = self._moments(batch.frames.flatten(0, 1))
+                encoded = encode_moments(pipeline, batch.frames.flatten(0, 1))
                 moments = encoded.view(*batch.frames.shape[:2], *encoded.shape[1:]).transpose(1, 2)
             if text is None:
                 assert batch.captions is not None
@@ -160,52 +157,6 @@ class DenoisingStage:
         clips = (np.asarray(output.frames) * 255).round().astype(np.uint8)
         return list(zip(indices, clips, strict=True))
 
-    def _moments(self, frames: UInt8[Tensor, "n size size 3"]) -> Float[Tensor, "n moments height width"]:
-        """Mean and log-variance of the autoencoder's posterior of each picture."""
-        vae, device = self.pipeline.vae, self._accelerator.device
-        parts = []
-        for some in torch.split(frames, _FRAMES_AT_ONCE):
-            posterior = vae.encode(some.to(device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1).float())
-        return torch.cat(parts)
-
-    def _cached_samples(self, records: Sequence[CaptionedVideo]) -> CachedSamples:
-        recipe, pipeline = self._recipe, self.pipeline
-
-        @torch.no_grad()
-        def encode_frames(frames: np.ndarray) -> np.ndarray:
-            return self._moments(torch.from_numpy(frames)).cpu().numpy().astype(np.float16)
-
-        cache = open_or_build_cache(
-            Path(recipe.data.cache),
-            records,
-            read_frames=lambda record: read_clip_once(record, recipe),
-            encode_frames=encode_frames,
-            encode_text=self._encode_text,
-            fingerprint={
-                "kind": "moments",
-                "autoencoder": _weights_hash(pipeline.vae),
-                "text_encoder": _weights_hash(pipeline.text_encoder),
-                "max_tokens": pipeline.max_prompt_tokens,
-                **clip_fingerprint(recipe),
-            },
-            max_bad_share=recipe.data.max_bad_share,
-        )
-        return CachedSamples(recipe, records, cache, self._encode_text([""])[0])
-
-    def _encode_text(self, captions: Sequence[str]) -> list[np.ndarray]:
-        pipeline = self.pipeline
-        features = encode_text(
-            pipeline.tokenizer,
-            pipeline.text_encoder,
-            captions,
-            pipeline.max_prompt_tokens,
-            pipeline.config.mask_padding,
-        )
-        rows = features.float().cpu().numpy().astype(np.float16)
-        kept = np.abs(rows).sum(axis=2) > 0
-        return [row[: int(mask.nonzero()[0].max()) + 1] for row, mask in zip(rows, kept, strict=True)]
-
 
 def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
     """The noise process of a recipe; the defaults are the paper's (Table 6, "quad" = `scaled_linear`)."""
@@ -233,12 +184,3 @@ def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float | N
     if schedule.config.prediction_type == "v_prediction":
         return clipped / (snr + 1)
     return clipped / snr
-
-
-def _weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's weights: what a cache of its outputs depends on."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()

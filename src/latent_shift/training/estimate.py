@@ -40,8 +40,8 @@ class Estimate:
         weights_gib: weights of the U-Net and of their running average, GiB.
         gradients_gib: gradients, GiB.
         optimizer_gib: the optimiser's state, GiB.
-        activations_gib: what the backward pass keeps of one micro-batch, GiB, with attention written out as matrix products (fused
-            attention keeps less); not known with gradient checkpointing.
+        activations_gib: what the backward pass keeps of one micro-batch, GiB, with attention as plain matrix
+            products (fused attention keeps less); not known with gradient checkpointing.
         step_tflop: floating-point operations of one optimiser step of this process, 10^12, forward and backward.
         matrix_tflop_per_s: what this device does in matrix products of the recipe's precision, measured now.
         step_seconds_at_least: the quotient. A run takes longer: norms and attention move memory, and data are drawn.

@@ -12,22 +12,26 @@ from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
 from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
 from latent_shift.media import Frames, open_video
 
-from .config import Recipe
+from .config import DataConfig
 
 
-def open_records(recipe: Recipe) -> Selection:
-    """The records of the recipe's source that its stage may see, by the held-out list of the emoji.
+def open_records(spec: str, stage: str) -> Selection:
+    """The records of a source that a stage may see, by the held-out list of the emoji; of other data, all.
+
+    Args:
+        spec: as in `latent_shift.data.sources`.
+        stage: autoencoder, image or video.
 
     Raises:
         InputError: the folder carries a held-out list that this version does not know, or nothing is left.
         DataError: a table of the source is damaged.
     """
-    source: Source = open_source(recipe.data.source, "data.source")
+    source: Source = open_source(spec, "data.source")
     if isinstance(source, CaptionedVideoFolder):
         verify_heldout(source.manifest, source.path)
-    records = stage_records(source, recipe.stage)
+    records = stage_records(source, stage)
     if not records:
-        raise InputError("data.source", recipe.data.source, f"have records for the {recipe.stage} stage")
+        raise InputError("data.source", spec, f"have records for the {stage} stage")
     return Selection(source, records)
 
 
@@ -37,22 +41,21 @@ def is_still(record: CaptionedVideo) -> bool:
     return record.path.suffix.lower() in STILL_SUFFIXES if known is None else known == 1
 
 
-def clip_fingerprint(recipe: Recipe) -> dict[str, Any]:
+def clip_fingerprint(data: DataConfig, seed: int) -> dict[str, Any]:
     """What decides which clips `read_clip_once` reads."""
-    options = recipe.data.model_dump(include={"num_frames", "duration_s", "size", "short"})
-    random = recipe.data.duration_s != "whole"
-    return options | ({"seed": recipe.seed} if random else {})
+    options = data.model_dump(include={"num_frames", "duration_s", "size", "short"})
+    return options | ({} if data.duration_s == "whole" else {"seed": seed})
 
 
-def read_clip_once(record: CaptionedVideo, recipe: Recipe) -> Frames:
-    """The clip of a record that a cache keeps: at a moment drawn from (the recipe's seed, the file's name).
+def read_clip_once(record: CaptionedVideo, data: DataConfig, seed: int) -> Frames:
+    """The clip of a record that a cache keeps: at a moment drawn from (seed, the file's name).
 
     Raises:
         InputError: the file is not there.
         DataError: it is damaged, too short, or has not as many frames as its record says. Names it.
     """
     with open_video(record.path) as video:
-        frames, _ = cut_clip(video, recipe.data, derive_seed(recipe.seed, "window", record.path.name))
-    if len(frames) < min(record.metadata.get("num_frames", 1), recipe.data.num_frames):
+        frames, _ = cut_clip(video, data, derive_seed(seed, "window", record.path.name))
+    if len(frames) < min(record.metadata.get("num_frames", 1), data.num_frames):
         raise DataError(f"{record.path} is a single image, and its record says that it moves")
     return frames
