@@ -116,5 +116,5 @@ def test_what_cannot_be_encoded_is_one_line(refused: Refused, run: Run, films: P
     assert refused("data", "cache", films, "c", *model, "--duration", "long").startswith("duration_s must be valid (")
     assert refused("data", "cache", films, "c", "--model", "nowhere").startswith("model must be one of emoji or a ")
     too_long = run("data", "cache", films, "c", *model, "--size", "16", "--duration", "999")
-    assert too_long.code == 1
+    assert too_long.code == 2
     assert "error: 1 of 1 videos are bad, more than max_bad_share = 0.1: " in too_long.err

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.models.presets import Preset, find_preset
+from latent_shift.ops import Boundary
 
 MODELS: dict[str, str] = {
     "latent_shift": "Latent-Shift",
@@ -64,6 +65,11 @@ class Denoiser(nn.Module):
         """How often the network doubles the size."""
         times: int = self.network.num_upsamplers
         return times
+
+    @property
+    def default_boundary(self) -> Boundary:
+        """The paper's."""
+        return "zero"
 
     def forward(
         self,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .check import SourceReport, check_source
-    from .clips import Clip, ClipConfig, ClipLoader
+    from .clips import Clip, ClipLoader
+    from .config import ClipConfig
     from .emoji import EmojiSummary, build_emoji
     from .heldout import HeldOut, Stage, family_of, load_heldout, stage_records, verify_heldout
     from .records import CaptionedVideo, CaptionedVideoFolder, Dropped
@@ -18,7 +19,7 @@ _MODULES = {
     "CaptionedVideo": "records",
     "CaptionedVideoFolder": "records",
     "Clip": "clips",
-    "ClipConfig": "clips",
+    "ClipConfig": "config",
     "ClipLoader": "clips",
     "Dropped": "records",
     "EmojiSummary": "emoji",

@@ -14,7 +14,8 @@ from latent_shift.core.shapes import check_at_least
 from latent_shift.media import Frames, VideoInfo, open_video
 
 from ._collect import Source
-from .clips import ClipConfig, cut_clip
+from .clips import cut_clip
+from .config import ClipConfig
 from .records import Dropped
 
 Progress = Callable[[str, int, int], None]

@@ -15,7 +15,8 @@ from torch import Tensor
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.cache import ClipCache
-from latent_shift.data.clips import Clip, ClipConfig, ClipLoader
+from latent_shift.data.clips import Clip, ClipLoader
+from latent_shift.data.config import ClipConfig
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo
 from latent_shift.data.sources import Selection

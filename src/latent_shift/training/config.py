@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from latent_shift.core.config import Config
-from latent_shift.data.clips import ClipConfig
+from latent_shift.data.config import ClipConfig
 
 
 class DataConfig(ClipConfig):
