@@ -214,11 +214,11 @@ def test_a_wrong_msrvtt_json_is_named(tmp_path: Path, text: str) -> None:
         ("msrvtt:none", "source must be MSR-VTT's JSON"),
         ("files:.?split=train", r"have no option but those of 'files' \(none\)"),
         (".", r"source must hold captioned video, which is one of: metadata\.jsonl; class folders of UCF-101"),
-        ("x.tar", "source must be a folder, or a"),
+        ("x.bin", "source must be a folder, or a"),
     ],
 )
 def test_what_is_no_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
-    monkeypatch.chdir(touch(tmp_path, "x.tar", "lonely.mp4"))
+    monkeypatch.chdir(touch(tmp_path, "x.bin", "lonely.mp4"))
     with pytest.raises(InputError, match=message) as caught:
         open_source(spec)
     assert "\n" not in str(caught.value)

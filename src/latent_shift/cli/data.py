@@ -98,6 +98,30 @@ def cache(
 
 
 @data.command()
+def shard(
+    source: Annotated[str, typer.Argument(help="A path, or kind:path, as for `data check`.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    shard_mb: Annotated[float, typer.Option(help="Megabytes a shard.")] = 256,
+) -> None:
+    """Pack captioned video into WebDataset tar files, for disks and stores that like few large files; a rerun goes on.
+
+    Examples:
+      latent-shift data shard webvid:webvid.csv shards/webvid
+
+      latent-shift data check shards:https://example.org/webvid/index.jsonl --sample 20
+    """
+    from latent_shift.data import open_source
+    from latent_shift.data.shards import write_shards
+
+    from ._progress import progress_bars
+
+    opened = open_source(source)
+    with progress_bars() as show:
+        count = write_shards(opened, output, shard_mb, show)
+    typer.echo(f"{output}: {len(opened):,} records in {count:,} shards")
+
+
+@data.command()
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")] = Path("data/shapes"),
     size: Annotated[int, typer.Option(help="Height and width, pixels.")] = 64,
@@ -118,7 +142,8 @@ def shapes(
 @data.command()
 def check(
     source: Annotated[
-        str, typer.Argument(help="A path, or kind:path with kind folder, files, table, webvid, ucf101 or msrvtt.")
+        str,
+        typer.Argument(help="A path, or kind:path with kind folder, files, table, webvid, ucf101, msrvtt or shards."),
     ],
     sample: Annotated[int | None, typer.Option(help="Decode a clip of this many records. [default: 100]")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Decode a clip of every record.")] = False,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .records import CaptionedVideo, Dropped
+from .records import ArchiveMember, CaptionedVideo, Dropped
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
@@ -72,6 +72,16 @@ class CollectedSource:
             self.drop(file, "the file is missing")
         else:
             self._records.append(CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self._records)))
+
+    def add_member(
+        self, file: Path, captions: Sequence[str], metadata: Mapping[str, Any], member: ArchiveMember
+    ) -> None:
+        """Keeps a member of an archive, or drops it where it has no caption."""
+        texts = tuple(" ".join(item.split()) for item in captions if item.strip())
+        if not texts:
+            self.drop(file, "it has no caption")
+        else:
+            self._records.append(CaptionedVideo(file, texts[0], texts, dict(metadata), len(self._records), member))
 
     def drop(self, file: Path | str, reason: str) -> None:
         """Notes a file that gives no record."""

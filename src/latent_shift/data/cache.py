@@ -101,7 +101,7 @@ def open_or_build_cache(
         DataError: more records are bad, or a cache on disk is damaged.
     """
     key = {
-        "records": [[record.path.name, record.path.stat().st_size, list(record.captions)] for record in records],
+        "records": [[record.path.name, record.size, list(record.captions)] for record in records],
         "fingerprint": dict(fingerprint),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -11,12 +11,12 @@ import numpy as np
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.core.shapes import check_at_least
-from latent_shift.media import Frames, VideoInfo, open_video
+from latent_shift.media import Frames, VideoInfo
 
 from ._collect import Source
 from .clips import cut_clip
 from .config import ClipConfig
-from .records import Dropped
+from .records import Dropped, open_record
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,7 +104,7 @@ def check_source(
     for done, index in enumerate(chosen, start=1):
         record = source[index]
         try:
-            with open_video(record.path) as video:
+            with open_record(record) as video:
                 info = video.info()
                 frames, _ = cut_clip(video, config, derive_seed(seed, "window", index))
         except (DataError, InputError) as error:

@@ -10,12 +10,12 @@ import numpy as np
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
-from latent_shift.media import Frames, VideoReader, open_video
+from latent_shift.media import Frames, VideoReader
 
 from ._collect import Source
 from .config import ClipConfig
 from .order import SampleOrder
-from .records import CaptionedVideo, Dropped
+from .records import CaptionedVideo, Dropped, open_record
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class ClipLoader:
             InputError: the file is not there.
             DataError: it is damaged, no video, or too short. Names the file.
         """
-        with open_video(record.path) as video:
+        with open_record(record) as video:
             frames, start_s = cut_clip(video, self.config, derive_seed(self._seed, "window", position))
         form = derive_seed(self._seed, "caption", position) % len(record.captions)
         return Clip(frames, record.captions[form], start_s, record)

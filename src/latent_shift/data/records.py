@@ -13,18 +13,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
+
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, read_json_object
-from latent_shift.media import Video, read_video
+from latent_shift.media import Video, VideoReader, open_video, read_video
 
 METADATA_FILE = "metadata.jsonl"
 MANIFEST_FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class ArchiveMember:
+    """Where in an uncompressed archive a file is.
+
+    Attributes:
+        archive: a path, or a URL that fsspec knows.
+        offset: of its first byte.
+        size: bytes.
+    """
+
+    archive: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -32,11 +51,12 @@ class CaptionedVideo:
     """One video and the sentences that describe it.
 
     Attributes:
-        path: the media file.
+        path: the media file; of a member of an archive, the archive's path and the member's name below it.
         caption: what the video shows.
         captions: every form that training may use; the first is `caption`.
         metadata: whatever the source knows besides.
         index: the position in its folder.
+        member: where it is, if it is in an archive.
     """
 
     path: Path
@@ -44,6 +64,54 @@ class CaptionedVideo:
     captions: tuple[str, ...]
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
     index: int = 0
+    member: ArchiveMember | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the media file."""
+        return self.path.stat().st_size if self.member is None else self.member.size
+
+
+def record_bytes(record: CaptionedVideo) -> bytes:
+    """The media file of a record, as it is.
+
+    Raises:
+        DataError: it cannot be read, or is shorter than its archive says. Names it.
+    """
+    member = record.member
+    try:
+        if member is None:
+            return record.path.read_bytes()
+        with fsspec.open(member.archive, "rb") as file:
+            file.seek(member.offset)
+            data: bytes = file.read(member.size)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{record.path} cannot be read ({error})") from error
+    if len(data) != member.size:
+        raise DataError(f"{record.path} is truncated: {member.size - len(data)} bytes are missing")
+    return data
+
+
+@contextlib.contextmanager
+def open_record(record: CaptionedVideo) -> Iterator[VideoReader]:
+    """The record's video, open to read clips of it; a member of an archive is copied to a temporary file first.
+
+    Raises:
+        InputError: the file is not there.
+        DataError: it is damaged. Names it.
+    """
+    if record.member is None:
+        with open_video(record.path) as video:
+            yield video
+        return
+    with tempfile.NamedTemporaryFile(suffix=record.path.suffix) as file:
+        file.write(record_bytes(record))
+        file.flush()
+        try:
+            with open_video(file.name) as video:
+                yield video
+        except DataError as error:
+            raise DataError(str(error).replace(file.name, str(record.path))) from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ kind        what it reads                                                       
 `webvid`    WebVid's CSV; files at `page_dir/videoid.mp4`                                       root
 `ucf101`    UCF-101's class folders; one sentence a class                                       split
 `msrvtt`    MSR-VTT's JSON; about 20 captions a video                                           split, root
+`shards`    WebDataset tar files: one, a folder, or URLs (see `shards`)
 ==========  ==================================================================================  ====================
 
 Images are videos of one frame, in every kind. Options follow the path as in an address:
@@ -22,6 +23,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latent_shift.core.errors import InputError
 
@@ -29,14 +31,16 @@ from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf
 from ._collect import STILL_SUFFIXES, Selection, Source, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
+from .shards import INDEX_FILE, read_shards
 
 __all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "open_source", "ucf101_sentences"]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    read: Callable[[Path, Mapping[str, str], str], Source]
+    read: Callable[[Any, Mapping[str, str], str], Source]
     options: tuple[str, ...] = ()
+    takes_urls: bool = False
 
 
 def _read_folder(path: Path, options: Mapping[str, str], argument: str) -> CaptionedVideoFolder:
@@ -51,6 +55,7 @@ KINDS = {
     "webvid": _Kind(read_webvid, ("root",)),
     "ucf101": _Kind(read_ucf101, ("split",)),
     "msrvtt": _Kind(read_msrvtt, ("split", "root")),
+    "shards": _Kind(read_shards, takes_urls=True),
 }
 
 
@@ -70,29 +75,30 @@ def open_source(spec: str, argument: str = "source") -> Source:
         DataError: a table of it is damaged. Names the file and the line.
         MissingExtraError: a Parquet file, and pyarrow is not installed.
     """
-    kind, path, options = _parse(spec, argument)
+    kind, place, options = _parse(spec, argument)
     if kind is None:
-        kind = _detect(path, argument)
+        kind = _detect(Path(place), argument)
     for name in options:
         if name not in KINDS[kind].options:
             known = ", ".join(KINDS[kind].options) or "none"
             raise InputError(argument, spec, f"have no option but those of {kind!r} ({known})")
-    return KINDS[kind].read(path, options, argument)
+    found = KINDS[kind]
+    return found.read(place if found.takes_urls else Path(place), options, argument)
 
 
-def _parse(spec: str, argument: str) -> tuple[str | None, Path, dict[str, str]]:
+def _parse(spec: str, argument: str) -> tuple[str | None, str, dict[str, str]]:
     place, mark, tail = spec.partition("?")
     if mark and Path(spec).exists():
         place, tail = spec, ""
     options = dict(item.partition("=")[::2] for item in tail.split("&") if item)
     kind, colon, rest = place.partition(":")
     if not colon or Path(place).exists():
-        return None, Path(place), options
+        return None, place, options
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(argument, spec, f"be a path that exists, or kind:path with one of {', '.join(KINDS)}{hint}")
-    return kind, Path(rest), options
+    return kind, rest, options
 
 
 def _detect(path: Path, argument: str) -> str:
@@ -102,6 +108,8 @@ def _detect(path: Path, argument: str) -> str:
         suffix = path.suffix.lower()
         if suffix in TABLE_SUFFIXES:
             return "webvid" if _is_webvid(path) else "table"
+        if suffix == ".tar" or path.name == INDEX_FILE:
+            return "shards"
         if suffix == ".json":
             return "msrvtt"
         raise InputError(argument, str(path), f"be a folder, or a {', '.join(TABLE_SUFFIXES)} or .json file")
@@ -112,6 +120,8 @@ def _detect(path: Path, argument: str) -> str:
         return "ucf101"
     if msrvtt_json(path) is not None:
         return "msrvtt"
+    if any(file.suffix == ".tar" for file in path.iterdir()):
+        return "shards"
     if len(tables) == 1:
         return "webvid" if _is_webvid(tables[0]) else "table"
     if any(is_media(file) and file.with_suffix(".txt").is_file() for file in path.rglob("*")):

@@ -8,9 +8,9 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.clips import cut_clip
 from latent_shift.data.heldout import stage_records, verify_heldout
-from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
+from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder, open_record
 from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
-from latent_shift.media import Frames, open_video
+from latent_shift.media import Frames
 
 from .config import DataConfig
 
@@ -54,7 +54,7 @@ def read_clip_once(record: CaptionedVideo, data: DataConfig, seed: int) -> Frame
         InputError: the file is not there.
         DataError: it is damaged, too short, or has not as many frames as its record says. Names it.
     """
-    with open_video(record.path) as video:
+    with open_record(record) as video:
         frames, _ = cut_clip(video, data, derive_seed(seed, "window", record.path.name))
     if len(frames) < min(record.metadata.get("num_frames", 1), data.num_frames):
         raise DataError(f"{record.path} is a single image, and its record says that it moves")

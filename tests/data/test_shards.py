@@ -1,0 +1,143 @@
+"""Packing a source into tar files and reading samples of tar files, ours and others', near and far."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+from media.films import write_film
+
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.data import ClipConfig, ClipLoader, open_source
+from latent_shift.data.records import record_bytes
+from latent_shift.data.shards import write_shards
+
+CONFIG = ClipConfig(num_frames=4, duration_s=1.0, size=32)
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number in range(5):
+        write_film(folder / f"film {number}.mp4", 40 + 4 * number)
+    rows = [
+        {"file_name": f"film {n}.mp4", "caption": f"film {n}", "captions": [f"film {n}", "ein Film"]} for n in range(5)
+    ]
+    rows[1]["metadata"] = {"label": "x", "n": 3}
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("mb", [1, 100])
+def test_a_packed_source_gives_the_same_samples(films: Path, tmp_path: Path, mb: int) -> None:
+    source = open_source(str(films))
+    size = max(record.size for record in source)
+    count = write_shards(source, tmp_path / "shards", size * 2.5 / 1e6 if mb == 1 else mb)
+    assert count == (3 if mb == 1 else 1)
+    names = [f"{number:05d}.tar" for number in range(count)]
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [*names, "index.jsonl"]
+    packed = open_source(str(tmp_path / "shards"))
+    assert packed.kind == "shards"
+    assert [(r.caption, r.captions, r.metadata) for r in packed] == [
+        (r.caption, r.captions, r.metadata) for r in source
+    ]
+    assert [record_bytes(record) for record in packed] == [record.path.read_bytes() for record in source]
+    plain, tarred = ClipLoader(source, CONFIG, seed=3), ClipLoader(packed, CONFIG, seed=3)
+    for position in range(12):
+        assert (plain[position].frames == tarred[position].frames).all()
+        assert plain[position].caption == tarred[position].caption
+
+
+def test_shards_far_away_are_read_by_url(films: Path, tmp_path: Path) -> None:
+    write_shards(open_source(str(films)), tmp_path / "shards")
+    far = fsspec.filesystem("memory")
+    for file in (tmp_path / "shards").iterdir():
+        far.pipe(f"/store/{file.name}", file.read_bytes())
+    near = open_source(str(tmp_path / "shards"))
+    for spec in (
+        "shards:memory://store/index.jsonl",
+        "shards:memory://store/00000.tar",
+        "shards:memory://store/{00000..00000}.tar",
+    ):
+        source = open_source(spec)
+        assert [record.caption for record in source] == [record.caption for record in near]
+        assert record_bytes(source[2]) == record_bytes(near[2])
+        assert ClipLoader(source, CONFIG)[1].frames.shape == (4, 32, 32, 3)
+
+
+def test_shards_of_others_have_a_text_beside_each_video(films: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "theirs-0007.tar", "w") as archive:
+        for name, data in (
+            ("a/one.mp4", (films / "film 0.mp4").read_bytes()),
+            ("a/one.txt", b"the first\nfilm"),
+            ("a/two.jpg", b"no picture"),
+            ("a/three.mp4", (films / "film 1.mp4").read_bytes()),
+            ("a/three.json", b'{"caption": "the third", "fps": 25}'),
+            ("a/readme.md", b"hello"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    for spec in (str(tmp_path / "theirs-0007.tar"), f"shards:{tmp_path}/theirs-{{0007..0007}}.tar"):
+        source = open_source(spec)
+        assert [record.caption for record in source] == ["the first film", "the third"]
+        assert [(Path(entry.file).name, entry.reason) for entry in source.dropped] == [("two.jpg", "it has no caption")]
+        assert ClipLoader(source, CONFIG)[0].frames.shape == (4, 32, 32, 3)
+
+
+def test_a_second_packing_writes_what_is_missing_alone(films: Path, tmp_path: Path) -> None:
+    source = open_source(str(films))
+    megabytes = max(record.size for record in source) * 1.1 / 1e6
+    write_shards(source, tmp_path / "shards", megabytes)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    assert len(before) == 5
+    (tmp_path / "shards" / "00001.tar").unlink()
+    cut = tmp_path / "shards" / "00003.tar"
+    cut.write_bytes(cut.read_bytes()[:600])
+    (tmp_path / "shards" / "index.jsonl").unlink()
+    calls: list[tuple[str, int, int]] = []
+    write_shards(source, tmp_path / "shards", megabytes, lambda *call: calls.append(call))
+    assert calls == [("shards", number, 5) for number in range(1, 6)]
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    assert {name for name in before if before[name] != after[name]} == {"00001.tar", "00003.tar"}
+    assert [record.caption for record in open_source(str(tmp_path / "shards"))] == [r.caption for r in source]
+
+
+def test_bad_members_are_quarantined_by_their_names(films: Path, tmp_path: Path) -> None:
+    (films / "film 2.mp4").write_bytes(b"no film at all, but long enough to be read")
+    write_shards(open_source(str(films)), tmp_path / "shards")
+    loader = ClipLoader(open_source(str(tmp_path / "shards")), CONFIG.model_copy(update={"max_bad_share": 0.5}), seed=0)
+    assert len({loader[position].caption for position in range(30)}) == 6 - 1
+    (bad,) = loader.bad.values()
+    assert bad.file == str(tmp_path / "shards/00000.tar/000002.mp4")
+    assert "tmp" not in bad.reason
+
+
+def test_what_is_no_shard_is_named(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_bytes(b"no tar" * 300)
+    with pytest.raises(DataError, match=r"bad.tar is damaged or no tar file \("):
+        open_source(str(tmp_path / "bad.tar"))
+    with pytest.raises(InputError, match=r"source must be a .tar file, a folder of them, .*, got '.*a-2.tar'"):
+        open_source(f"shards:{tmp_path}/a-{{2..3}}.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"source must be a .tar file"):
+        open_source(f"shards:{tmp_path}/empty")
+    (tmp_path / "index.jsonl").write_text('{"archive": "a.tar"}\n')
+    with pytest.raises(DataError, match=r"index.jsonl, line 1: must name archive, file_name, offset and size"):
+        open_source(f"shards:{tmp_path}")
+    with pytest.raises(InputError, match="shard_mb must be above 0, got 0"):
+        write_shards(open_source(str(films)), tmp_path / "x", 0)
+
+
+def test_a_member_that_was_cut_off_is_named(films: Path, tmp_path: Path) -> None:
+    write_shards(open_source(str(films)), tmp_path / "shards")
+    shard = tmp_path / "shards/00000.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    last = open_source(str(tmp_path / "shards"))[4]
+    with pytest.raises(DataError, match=rf"^.*00000.tar/000004.mp4 is truncated: {last.size} bytes are missing$"):
+        record_bytes(last)
