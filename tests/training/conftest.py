@@ -69,6 +69,11 @@ class LineStage:
         folder.mkdir(exist_ok=True)
 
 
+def make_stage_of(recipe: Recipe) -> DenoisingStage:
+    """The image or video stage of a recipe, at its start."""
+    return _denoising(recipe, Accelerator(cpu=True))
+
+
 @pytest.fixture
 def make_recipe(make_tree: MakeTree, road: Path, tmp_path: Path) -> MakeRecipe:
     """A recipe whose earlier stages are those of `road`; tables are changed by keyword."""
@@ -100,6 +105,6 @@ def make_stage(make_recipe: MakeRecipe) -> MakeStage:
     """A denoising stage at its start."""
 
     def make(stage: str, **changes: Any) -> DenoisingStage:
-        return _denoising(make_recipe(stage, **changes), Accelerator(cpu=True))
+        return make_stage_of(make_recipe(stage, **changes))
 
     return make

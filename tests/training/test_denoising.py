@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from latent_shift.training.batches import Batch
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.config import DiffusionConfig
 from latent_shift.training.denoising import DenoisingStage, min_snr_weights, noise_schedule
+from latent_shift.training.trainer import run_stage
 
-from .conftest import MakeRecipe, MakeStage
+from .conftest import MakeRecipe, MakeStage, make_stage_of
 
 STEPS = range(16)
 KINDS = ("clips", "stills")
@@ -518,3 +520,25 @@ def test_gradient_checkpointing_changes_no_gradient(make_stage: MakeStage) -> No
         gradients.append([parameter.grad for parameter in stage.network.parameters()])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_a_preview_leaves_no_memory_behind(make_recipe: MakeRecipe) -> None:
+    stage = make_stage_of(make_recipe("video", preview={"every": 1}))
+
+    def tensors() -> tuple[int, int]:
+        gc.collect()
+        found = [item for item in gc.get_objects() if type(item) in (Tensor, torch.nn.Parameter)]
+        return len(found), sum(item.numel() * item.element_size() for item in found)
+
+    counts: list[tuple[int, int]] = []
+    preview = stage.preview
+
+    def counted(folder: Path) -> None:
+        before = tensors()
+        preview(folder)
+        counts.append((tensors()[0] - before[0], tensors()[1] - before[1]))
+
+    stage.preview = counted  # type: ignore[method-assign]
+    run_stage(stage, make_recipe("video", steps=3, preview={"every": 1}))
+    # The first one makes the scheduler's tables of its steps.
+    assert counts[1:] == [(0, 0), (0, 0)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.training import Recipe, train
+from latent_shift.training.report import read_log
 
 from .conftest import MakeRecipe
 
@@ -194,3 +195,26 @@ def test_a_later_failure_keeps_the_folder_of_a_run(make_recipe: MakeRecipe, squa
     assert message.startswith("data.source must be a file or folder that exists")
     assert snapshot(Path(recipe.output)) == before
     assert (Path(recipe.output) / "recipe.json").exists()
+
+
+def test_a_tracker_gets_the_rows_of_the_log(make_recipe: MakeRecipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = make_recipe("autoencoder", trackers=["tensorboard"], steps=4, log_every=2)
+    train(recipe)
+    events = EventAccumulator(str(Path(recipe.output) / "latent-shift"))
+    events.Reload()
+    for name in ("loss", "learning_rate"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        rows = [(row["step"], row[name]) for row in read_log(Path(recipe.output) / "log.jsonl")]
+        assert [step for step, _ in found] == [step for step, _ in rows] == [2, 4]
+        assert [value for _, value in found] == pytest.approx([value for _, value in rows], rel=1e-4)
+
+
+def test_a_tracker_that_is_not_installed_is_named(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    expected = r"^wandb is not installed; run: pip install 'latent-shift\[wandb\]'$"
+    with pytest.raises(MissingExtraError, match=expected):
+        train(make_recipe("autoencoder", trackers=["wandb"]))
+    with pytest.raises(MissingExtraError, match=r"^bitsandbytes is not installed; .*latent-shift\[adam8bit\]"):
+        train(make_recipe("autoencoder", optimizer={"name": "adamw8bit"}))

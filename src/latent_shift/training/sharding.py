@@ -44,7 +44,10 @@ def load_tensors(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as whole tensors on the CPU, `parameter.quantity`; the first process alone gets it."""
+    """The optimiser's state as whole tensors on the CPU, `parameter.quantity`; the first process alone gets it.
+
+    They may share memory with the optimiser.
+    """
     state: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {})
     return {
         f"{parameter}.{name}": value for parameter, quantities in state.items() for name, value in quantities.items()

@@ -1,0 +1,147 @@
+"""Every option bites: for each field of a recipe there is a run that another value changes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_shift.core.config import Config
+from latent_shift.training import Recipe, train
+from latent_shift.training.checkpoint import latest_checkpoint
+from latent_shift.training.report import read_log
+
+from .conftest import MakeRecipe
+
+V: dict[str, Any] = {"prediction_type": "v_prediction"}
+
+CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    # field: the stage it is tried in, what else is set in both runs, and the other value
+    "seed": ("video", {}, 1),
+    "steps": ("video", {}, 3),
+    "batch_size": ("video", {}, 2),
+    "image_batch_size": ("video", {"steps": 4}, 2),
+    "precision": ("video", {}, "bf16"),
+    "log_every": ("video", {}, 1),
+    "keep_every": ("video", {}, 1),
+    "data.size": ("video", {}, 32),
+    "data.num_frames": ("video", {}, 2),
+    "data.duration_s": ("video", {"data": {"num_frames": 2}}, 0.2),
+    "data.balance_by": ("video", {}, "label"),
+    "model.video": ("video", {}, "vdm"),
+    "model.max_tokens": ("image", {}, 5),
+    "model.arguments": ("video", {}, {"noise_correlation": 0.9}),
+    "lora.rank": ("video", {"lora": {"rank": 2}}, 3),
+    "lora.alpha": ("video", {"lora": {"rank": 2}}, 3.0),
+    "lora.target_modules": ("video", {"lora": {"rank": 2}}, ["conv1"]),
+    "optimizer.name": ("video", {}, "adam"),
+    "optimizer.learning_rate": ("video", {}, 1e-3),
+    "optimizer.betas": ("video", {}, [0.5, 0.9]),
+    "optimizer.weight_decay": ("video", {"optimizer": {"learning_rate": 1e-2}}, 0.9),
+    "optimizer.warmup_steps": ("video", {}, 0),
+    "optimizer.lr_scheduler": ("video", {"optimizer": {"decay_fraction": 0.9}}, "constant"),
+    "optimizer.decay_fraction": ("video", {}, 0.9),
+    "optimizer.max_grad_norm": ("video", {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}}, 1e-9),
+    "optimizer.ema_decay": ("video", {}, 0.05),
+    "autoencoder_loss.gradient_weight": ("autoencoder", {}, 5.0),
+    "autoencoder_loss.kl_weight": ("autoencoder", {}, 1.0),
+    "autoencoder_loss.latent_noise": ("autoencoder", {}, 2.0),
+    "autoencoder_loss.crop": ("autoencoder", {}, 16),
+    "diffusion.num_train_timesteps": ("video", {}, 500),
+    "diffusion.beta_start": ("video", {}, 1e-3),
+    "diffusion.beta_end": ("video", {}, 2e-2),
+    "diffusion.prediction_type": ("video", {}, "v_prediction"),
+    "diffusion.zero_terminal_snr": ("video", {"diffusion": V}, True),
+    "diffusion.min_snr_gamma": ("video", {}, 0.5),
+    "diffusion.caption_dropout": ("video", {}, 0.9),
+    "diffusion.image_share": ("video", {}, 0.75),
+    "diffusion.circular_share": ("video", {}, 0.0),
+    "diffusion.random_phase": ("video", {}, True),
+    "preview.every": ("video", {}, 1),
+    "preview.prompts": ("video", {}, ["a blue square"]),
+    "preview.num_inference_steps": ("video", {}, 3),
+    "preview.guidance_scale": ("video", {}, 9.0),
+}
+ELSEWHERE = {
+    "stage": "test_road.py",
+    "output": "test_run.py",
+    "data.source": "test_run.py",
+    "data.cache": "test_denoising.py, test_without_a_cache_...",
+    "data.short": "test_clips.py",
+    "data.max_bad_share": "test_cache.py, test_bad_records_...; test_clips.py",
+    "model.autoencoder": "test_run.py",
+    "model.text_encoder": "test_run.py",
+    "model.init": "test_run.py",
+    # What makes a run faster or smaller and must not change what it learns:
+    "micro_batch_size": "test_trainer.py, test_micro_batches_...",
+    "gradient_checkpointing": "test_denoising.py, test_gradient_checkpointing_...",
+    "workers": "test_trainer.py, test_workers_...",
+    "device": "test_run.py",
+    "compile": "below",
+    "checkpoint_minutes": "test_trainer.py, test_checkpoints_come_by_the_clock_...",
+    "keep_checkpoints": "test_trainer.py, test_milestones_stay",
+    "trackers": "below",
+}
+
+
+def fields(cls: type[Config], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            yield from fields(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def outcome(recipe: Recipe) -> str:
+    """A hash of all that a run leaves: files and their bytes, the log without its clock, the checkpoint's tensors."""
+    output, digest = Path(recipe.output), hashlib.sha256()
+    for path in sorted(output.rglob("*")):
+        digest.update(str(path.relative_to(output)).encode())
+        if path.is_file() and path.parent != output and "checkpoints" not in path.parts:
+            digest.update(path.read_bytes())
+    for row in read_log(output / "log.jsonl"):
+        digest.update(repr((row["step"], row["loss"], row["learning_rate"])).encode())
+    found = latest_checkpoint(output / "checkpoints")
+    assert found is not None
+    for tensors in found[0].values():
+        for name in sorted(tensors):
+            digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_no_field_is_forgotten() -> None:
+    assert set(fields(Recipe)) == CHANGES.keys() | ELSEWHERE.keys()
+    assert not CHANGES.keys() & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_another_value_changes_the_run(make_recipe: MakeRecipe, key: str) -> None:
+    stage, both, value = CHANGES[key]
+    table, _, name = key.rpartition(".")
+    changed: dict[str, Any] = {**both, table: {**both.get(table, {}), name: value}} if table else {**both, name: value}
+    quick: dict[str, Any] = {"steps": 2}
+    one, other = make_recipe(stage, "one", **{**quick, **both}), make_recipe(stage, "other", **{**quick, **changed})
+    for recipe in (one, other):
+        train(recipe)
+    assert outcome(one) != outcome(other)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}], ids=["all weights", "lora"])
+def test_the_same_values_change_nothing(make_recipe: MakeRecipe, options: dict[str, Any]) -> None:
+    recipes = [make_recipe("video", name, steps=4, **options) for name in ("one", "again")]
+    for recipe in recipes:
+        train(recipe)
+    assert outcome(recipes[0]) == outcome(recipes[1])
+
+
+def test_a_compiled_run_compiles(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(network) or network)
+    train(make_recipe("video", "plain", steps=1))
+    assert compiled == []
+    train(make_recipe("video", "compiled", steps=1, compile=True))
+    assert len(compiled) == 1
