@@ -409,3 +409,11 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(line_recipe: Ma
     run_stage(LineStage(), recipe)
     run_stage(LineStage(), line_recipe("straight", steps=6))
     assert_equal(content(recipe.output), content(line_recipe("straight").output))
+
+
+def test_a_checkpoint_of_another_network_is_named(line_recipe: MakeRecipe) -> None:
+    run_stage(LineStage(), line_recipe(steps=2))
+    other = LineStage()
+    other.network.append(torch.nn.Linear(1, 1))  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"^the checkpoint of step 2 in .*run has other tensors \('3.weight'\)$"):
+        run_stage(other, line_recipe(steps=3))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from latent_shift.core.errors import InputError, LatentShiftError
+from latent_shift.core.errors import DataError, InputError, LatentShiftError
 from latent_shift.core.files import atomic_path, write_json
 
 from .checkpoint import latest_checkpoint, save_checkpoint
@@ -95,6 +95,7 @@ def run_stage(
 
     Raises:
         InputError: a batch cannot be shared out equally between the processes.
+        DataError: the checkpoint is of another network, or of a version with other names.
         TrainingInterrupted: on Ctrl-C or SIGTERM, in any process, after a checkpoint.
         NonFiniteLossError: if a loss is NaN or infinite; names the samples, and the last checkpoint stays.
     """
@@ -119,9 +120,9 @@ class _Run:
         log = _TrainingLog(output / "log.jsonl", start, state.get("losses", ())) if main else None
         clock = _Clock(float(state.get("seconds", 0.0)))
         saved = started = time.monotonic()
-        with _stop_signals() as stopped, self._loader(start) as shares:
-            for step in range(start, recipe.steps):
-                loss, last = self._step(step, next(shares)), step + 1 == recipe.steps
+        with _stop_signals() as stopped:
+            for step, share in zip(range(start, recipe.steps), self._loader(start), strict=True):
+                loss, last = self._step(step, share), step + 1 == recipe.steps
                 if log is not None:
                     log.add(step + 1, loss, clock.seconds)
                     if (step + 1) % recipe.log_every == 0 or last:
@@ -193,17 +194,13 @@ class _Run:
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._stage.network.named_parameters() if value.requires_grad}
 
-    @contextlib.contextmanager
-    def _loader(self, start: int) -> Iterator[Iterator[list[tuple[range, Any]]]]:
+    def _loader(self, start: int) -> DataLoader[list[tuple[range, Any]]]:
         """This process's shares of the steps from `start`; worker processes draw ahead where the recipe has some."""
         workers = self._recipe.workers
         if workers is None:
             workers = 0 if self._accelerator.device.type == "cpu" else 4
-        steps = range(start, self._recipe.steps)
-        loader: DataLoader[Any] = DataLoader(
-            self._shares, batch_size=None, sampler=cast("Any", steps), num_workers=workers, collate_fn=_as_is
-        )
-        yield iter(loader)
+        steps: Any = range(start, self._recipe.steps)
+        return DataLoader(self._shares, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_is)
 
     def _save(self, step: int, state: dict[str, Any]) -> None:
         groups = {
@@ -226,9 +223,13 @@ class _Run:
         if checkpoint is None:
             return 0, {}
         groups, state, step = checkpoint
-        load_tensors(self._trained(), groups["network"])
-        load_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True)), groups["ema"])
-        load_optimizer_tensors(self._stage.network, self._optimizer, groups["optimizer"])
+        try:
+            load_tensors(self._trained(), groups["network"])
+            load_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True)), groups["ema"])
+            load_optimizer_tensors(self._stage.network, self._optimizer, groups["optimizer"])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"the checkpoint of step {step} in {self._output} has other tensors ({reason})") from error
         self._ema.optimization_step = step
         if state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
