@@ -29,8 +29,17 @@ def result(road: Path, emoji_data: Path, output: Path) -> dict[str, Any]:
     )
 
 
+ROWS = {"model": (4, "zero"), "loop": (4, "circular"), "shift_off": (4, None), "base": (1, None)}
+
+
 def clips_of(output: Path, row: str) -> dict[str, bytes]:
-    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.glob(f"{row}-*/*/*.webp"))}
+    """The clips with that row's number of frames and boundary."""
+    for settings in output.glob("clips-*/settings.json"):
+        facts = json.loads(settings.read_text())
+        if (facts["frames"], facts["boundary"]) == ROWS[row]:
+            files = sorted(settings.parent.glob("*/*.webp"))
+            return {str(path.relative_to(output)): path.read_bytes() for path in files}
+    return {}
 
 
 def test_who_is_asked_for(emoji_data: Path) -> None:

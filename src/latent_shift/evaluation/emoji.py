@@ -193,7 +193,7 @@ def evaluate_emoji(
 
 
 class _ClipStore:
-    """The clips of one row, in a folder named by everything that they depend on."""
+    """The clips of one row, in a folder named by everything that they depend on; rows with the same clips share it."""
 
     def __init__(
         self,
@@ -207,8 +207,10 @@ class _ClipStore:
         self._row, self._pipeline, self._batch_size = row, pipeline, options.batch_size
         own = pipeline.config.default_guidance_scale
         self.weights = weights
+        boundary = _BOUNDARIES[row]
         self.settings = {
-            "row": row,
+            "frames": 1 if row == "base" else pipeline.config.default_frames,
+            "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
             "model": self.weights,
             "steps": options.steps,
             "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
@@ -216,7 +218,7 @@ class _ClipStore:
             "device": pipeline.device.type,
         }
         name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
-        self._folder = output / f"{row}-{name}"
+        self._folder = output / f"clips-{name}"
 
     def make_all(self, subjects: dict[str, list[Subject]], report: Progress) -> list[float]:
         """Makes what is missing; returns the seconds of each clip made."""
@@ -244,13 +246,12 @@ class _ClipStore:
         return self._folder / name / subject.file_name
 
     def _make(self, subjects: Sequence[Subject]) -> Frames:
-        still = self._row == "base"
         output: Any = self._pipeline(
             [subject.prompt for subject in subjects],
-            num_frames=1 if still else None,
+            num_frames=self.settings["frames"],
             num_inference_steps=self.settings["steps"],
             guidance_scale=self.settings["guidance_scale"],
-            boundary=_BOUNDARIES[self._row],
+            boundary=self.settings["boundary"],
             generator=[torch.Generator().manual_seed(subject.seed) for subject in subjects],
             output_type="np",
         )
