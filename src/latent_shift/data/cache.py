@@ -115,7 +115,7 @@ def open_or_build_cache(
             place / "cache.json",
             {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad},
         )
-        shutil.rmtree(_parts_of(place))
+        shutil.rmtree(_parts_of(place), ignore_errors=True)
     try:
         made_of = read_json_object(place / "cache.json")["sha256"]
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
