@@ -34,6 +34,7 @@ weights, state = full_tensors(dict(network.named_parameters())), optimizer_tenso
 if mesh.get_rank() == 0:
     save_file(weights, f"{folder}/network2.safetensors")
     save_file({name: value.contiguous() for name, value in state.items()}, f"{folder}/optimizer2.safetensors")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .records import ArchiveMember, CaptionedVideo, Dropped
+from .records import ArchiveMember, CaptionedVideo, Dropped, RecordSequence
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
@@ -41,7 +41,7 @@ class Source(Protocol):
         """The records, in order."""
 
 
-class CollectedSource:
+class CollectedSource(RecordSequence):
     """A `Source` that its reader fills, record by record."""
 
     def __init__(self, kind: str, path: Path) -> None:
@@ -51,37 +51,22 @@ class CollectedSource:
         self._records: list[CaptionedVideo] = []
         self._listings: dict[str, frozenset[str]] = {}
 
-    def __len__(self) -> int:
-        """The number of records."""
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> CaptionedVideo:
-        """The record at `index`."""
-        return self._records[index]
-
-    def __iter__(self) -> Iterator[CaptionedVideo]:
-        """The records, in the order in which they were found."""
-        return iter(self._records)
-
-    def add(self, file: Path, captions: Iterable[Any], metadata: Mapping[str, Any] | None = None) -> None:
-        """Keeps a file with those of its captions that are text, or drops it with the reason."""
+    def add(
+        self,
+        file: Path,
+        captions: Iterable[Any],
+        metadata: Mapping[str, Any] | None = None,
+        member: ArchiveMember | None = None,
+    ) -> None:
+        """Keeps a file, or a member of an archive, with those of its captions that are text; or drops it, and why."""
         texts = tuple(" ".join(item.split()) for item in captions if isinstance(item, str) and item.strip())
         if not texts:
             self.drop(file, "it has no caption")
-        elif not self._exists(file):
+        elif member is None and not self._exists(file):
             self.drop(file, "the file is missing")
         else:
-            self._records.append(CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self._records)))
-
-    def add_member(
-        self, file: Path, captions: Sequence[str], metadata: Mapping[str, Any], member: ArchiveMember
-    ) -> None:
-        """Keeps a member of an archive, or drops it where it has no caption."""
-        texts = tuple(" ".join(item.split()) for item in captions if item.strip())
-        if not texts:
-            self.drop(file, "it has no caption")
-        else:
-            self._records.append(CaptionedVideo(file, texts[0], texts, dict(metadata), len(self._records), member))
+            record = CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self._records), member)
+            self._records.append(record)
 
     def drop(self, file: Path | str, reason: str) -> None:
         """Notes a file that gives no record."""
@@ -98,25 +83,13 @@ class CollectedSource:
         return name in self._listings[folder]
 
 
-class Selection:
+class Selection(RecordSequence):
     """Some records of a source, as a `Source`."""
 
     def __init__(self, source: Source, records: Sequence[CaptionedVideo]) -> None:
         """Args: source: where they are from. records: which."""
         self.kind, self.path, self.dropped = source.kind, source.path, source.dropped
         self._records = records
-
-    def __len__(self) -> int:
-        """The number of records."""
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> CaptionedVideo:
-        """The record at `index` of the selection."""
-        return self._records[index]
-
-    def __iter__(self) -> Iterator[CaptionedVideo]:
-        """The records, in order."""
-        return iter(self._records)
 
 
 STILL_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))

@@ -122,7 +122,25 @@ class Dropped:
     reason: str
 
 
-class CaptionedVideoFolder:
+class RecordSequence:
+    """What all sources have in common: records in a fixed order."""
+
+    _records: Sequence[CaptionedVideo]
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> CaptionedVideo:
+        """The record at `index`."""
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[CaptionedVideo]:
+        """The records, in order."""
+        return iter(self._records)
+
+
+class CaptionedVideoFolder(RecordSequence):
     """A folder in the format of this module, read and checked at once; videos are decoded by `read`.
 
     Attributes:
@@ -158,18 +176,6 @@ class CaptionedVideoFolder:
         self._records = _read_records(source, self.dropped if drop_missing else None)
         if not self._records and not self.dropped:
             raise InputError(argument, str(path), f"hold at least one video ({METADATA_FILE} lists none)")
-
-    def __len__(self) -> int:
-        """The number of records."""
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> CaptionedVideo:
-        """The record at `index`."""
-        return self._records[index]
-
-    def __iter__(self) -> Iterator[CaptionedVideo]:
-        """The records, in the order of the file."""
-        return iter(self._records)
 
     def read(self, index: int) -> Video:
         """Decodes the video of record `index`: `frames` is `(frames, height, width, 3)`, uint8.

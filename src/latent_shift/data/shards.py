@@ -45,7 +45,7 @@ def read_shards(place: str, options: Mapping[str, str], argument: str) -> Collec
         return source
     for shard in shards:
         for name, captions, metadata, member in _scan(shard):
-            source.add_member(Path(shard) / name, captions, metadata, member)
+            source.add(Path(shard) / name, captions, metadata, member)
     return source
 
 
@@ -141,7 +141,7 @@ def _read_index(source: CollectedSource, index: str) -> None:
                 row = json.loads(line)
                 archive = f"{root}/{row['archive']}"
                 member = ArchiveMember(archive, int(row["offset"]), int(row["size"]))
-                source.add_member(Path(archive) / row["file_name"], row["captions"], row["metadata"], member)
+                source.add(Path(archive) / row["file_name"], row["captions"], row["metadata"], member)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{index}, line {number}: must name archive, file_name, offset and size") from error
 

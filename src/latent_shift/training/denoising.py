@@ -28,6 +28,7 @@ from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Sample
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, save_lora
+from .networks import autocast
 from .sharding import full_tensors
 from .sources import open_records
 
@@ -53,10 +54,13 @@ class DenoisingStage:
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]
         source = open_records(recipe.data.source, recipe.stage)
-        samples: Samples = LiveSamples(recipe, source)
+        samples: Samples
         if recipe.data.cache:
-            cache = open_clip_cache(pipeline, list(source), recipe.data, recipe.seed)
-            samples = CachedSamples(recipe, list(source), cache, encode_captions(pipeline, [""])[0])
+            records = list(source)
+            cache = open_clip_cache(pipeline, records, recipe.data, recipe.seed)
+            samples = CachedSamples(recipe, records, cache, encode_captions(pipeline, [""])[0])
+        else:
+            samples = LiveSamples(recipe, source)
         side = recipe.data.size // pipeline.vae_scale_factor
         shape = (int(pipeline.vae.config.latent_channels), side, side)
         self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self.network.config)
@@ -143,7 +147,7 @@ class DenoisingStage:
         seeds = [derive_seed(recipe.seed, "preview", index) for index in indices]
         self.network.eval()
         self.pipeline.set_progress_bar_config(disable=True)
-        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(self._accelerator.device, recipe.precision):
             output: Any = self.pipeline(
                 [options.prompts[index] for index in indices],
                 num_frames=recipe.data.num_frames if recipe.stage == "video" else 1,

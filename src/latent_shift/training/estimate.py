@@ -15,19 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import read_json_object
-from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .config import Recipe
 from .lora import add_lora
-from .networks import make_network
-
-UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
+from .networks import DTYPES, UNETS, make_network
 
 _GIB = 2**30
 _AUTOENCODER_FACTOR = 8
 _MATRIX_SIZE, _MATRIX_SECONDS = 2048, 0.5
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     """
     if recipe.stage == "autoencoder":
         raise InputError("stage", recipe.stage, "be image or video for an estimate")
-    dtype, device = _DTYPES[recipe.precision], resolve_device(recipe.device)
+    dtype, device = DTYPES[recipe.precision], resolve_device(recipe.device)
     config = None
     if recipe.model.init:
         config = read_json_object(Path(model_folder(recipe.model.init)) / "unet" / "config.json")

@@ -1,4 +1,4 @@
-"""A recipe's `[model.arguments]` become a network."""
+"""What a recipe's names mean: networks, their arguments, and the arithmetic that they run in."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latent_shift.core.config import unknown_key
 from latent_shift.core.errors import InputError
-from latent_shift.models import PatchAutoencoderKL
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.pipelines.components import load_component
+
+UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Arithmetic of a recipe's `precision`; the weights stay what they are."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def load_autoencoder(folder: Path, argument: str) -> PatchAutoencoderKL:

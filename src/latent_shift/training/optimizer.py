@@ -32,8 +32,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig)
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise MissingExtraError("bitsandbytes", "adam8bit") from error
-        return AdamW8bit(list(parameters), **arguments)  # type: ignore[no-any-return]
-    return _CLASSES[options.name](list(parameters), **arguments, fused=True)  # type: ignore[no-any-return]
+        eight_bits: torch.optim.Optimizer = AdamW8bit(list(parameters), **arguments)
+        return eight_bits
+    optimizer: torch.optim.Optimizer = _CLASSES[options.name](list(parameters), **arguments, fused=True)
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, options: OptimizerConfig) -> float:

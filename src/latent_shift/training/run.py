@@ -25,8 +25,7 @@ from latent_shift.pipelines.loading import model_folder, resolve_device
 from .autoencoding import AutoencoderStage
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
-from .estimate import UNETS
-from .networks import load_autoencoder, make_network
+from .networks import UNETS, load_autoencoder, make_network
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -57,6 +56,7 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
             stage = _make_stage(recipe, accelerator)
     run_stage(stage, recipe, progress, accelerator)
+    accelerator.end_training()
     return output / "model"
 
 

@@ -22,9 +22,9 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
+    """The tensors, whole and on the CPU; those that are there already share their memory."""
     return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
         for name, tensor in tensors.items()
     }
 

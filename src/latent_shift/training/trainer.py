@@ -30,6 +30,7 @@ from latent_shift.core.files import atomic_path, write_json
 
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .config import Recipe
+from .networks import autocast
 from .optimizer import learning_rate, make_optimizer
 from .report import plot_losses, read_log
 from .sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
@@ -160,7 +161,7 @@ class _Run:
             # The CPU's flash-attention backward took 39 % of a step (docs/architecture.md); plain products do not.
             attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
             with waiting, attention:
-                with torch.autocast(device.type, _DTYPES.get(recipe.precision), enabled=recipe.precision in _DTYPES):
+                with autocast(device, recipe.precision):
                     losses: Tensor = self._losses(batch)
                 # The processes' gradients are averaged, so this makes the mean over the whole batch of all of them.
                 scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes / size))
@@ -246,9 +247,6 @@ class _Run:
                 yield
         finally:
             self._ema.restore(self._parameters)
-
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Losses(nn.Module):
