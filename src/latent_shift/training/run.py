@@ -56,7 +56,8 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
             stage = _make_stage(recipe, accelerator)
     run_stage(stage, recipe, progress, accelerator)
-    accelerator.end_training()
+    if recipe.trackers:
+        accelerator.end_training()
     return output / "model"
 
 
