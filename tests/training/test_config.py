@@ -43,6 +43,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert diffusion.prediction_type == "epsilon"
     assert diffusion.min_snr_gamma is None
     assert not diffusion.zero_terminal_snr
+    assert diffusion.timestep_shift == 1
     assert diffusion.caption_dropout == 0.1
 
 

@@ -57,6 +57,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.prediction_type": ("video", {}, "v_prediction"),
     "diffusion.zero_terminal_snr": ("video", {"diffusion": V}, True),
     "diffusion.min_snr_gamma": ("video", {}, 0.5),
+    "diffusion.timestep_shift": ("video", {}, 3.0),
     "diffusion.caption_dropout": ("video", {}, 0.9),
     "diffusion.image_share": ("video", {}, 0.75),
     "diffusion.circular_share": ("video", {}, 0.0),

@@ -255,9 +255,12 @@ class DenoisingBatches:
         return "frame" if recipe.stage == "image" else "clip", step - stills_before
 
     def _timesteps(self, seed: int, size: int) -> Tensor:
-        """Uniform in [0, T), and spread evenly over a batch, for less variance (arXiv:2107.00630, App. I.1)."""
+        """In [0, T): uniform but for `timestep_shift`, and spread evenly over a batch, for less variance
+        (arXiv:2107.00630, App. I.1)."""
+        options = self._recipe.diffusion
         spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
-        return torch.from_numpy((spread * self._recipe.diffusion.num_train_timesteps).astype(np.int64))
+        shifted = options.timestep_shift * spread / (1 + (options.timestep_shift - 1) * spread)
+        return torch.from_numpy((shifted * options.num_train_timesteps).astype(np.int64))
 
 
 def _groups(recipe: Recipe, records: Sequence[CaptionedVideo]) -> list[str]:

@@ -108,6 +108,9 @@ class DiffusionConfig(Config):
     """Rescales the betas so that the last step is pure noise (arXiv:2305.08891); needs v_prediction."""
     min_snr_gamma: float | None = Field(None, gt=0)
     """Weights a step's loss by min(SNR, gamma) (arXiv:2303.09556); none for the paper's plain MSE."""
+    timestep_shift: float = Field(1.0, gt=0)
+    """Above 1, training sees noisy timesteps more often, where content and motion are decided; 1 is uniform, the paper
+    (arXiv:2403.03206, Eq. 23)."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples trained with the empty caption, for classifier-free guidance."""
     image_share: float = Field(0.0, ge=0, le=1)
