@@ -15,6 +15,7 @@ MEASURED = ("latent_shift", "latent_shift_off", "latent_vdm", "unet2d")
 QUICK = BenchmarkOptions(
     models=("latent_shift_off", "latent_vdm"),  # and those that they are compared with
     rounds=2,
+    train_rounds=2,
     clip_rounds=1,
     memory=False,
     sweep_rounds=1,
@@ -47,6 +48,17 @@ def test_ratios(result: dict[str, Any]) -> None:
     ratios = sorted(one / two for one, two in zip(on, off, strict=True))
     assert forward["latent_shift"]["ratio_to_latent_shift_off_range"] == ratios
     assert forward["latent_shift"]["memory_format"] == forward["latent_shift_off"]["memory_format"]
+
+
+def test_training_steps(result: dict[str, Any]) -> None:
+    training = result["training"]
+    assert set(training) == set(MEASURED)
+    assert training["unet2d"]["ratio_to_unet2d"] == 1
+    for row in training.values():
+        assert len(row["rounds"]) == QUICK.train_rounds
+        assert row["ratio_to_unet2d"] > 0
+    # Forward and backward are more than a forward, whatever else the machine does.
+    assert min(training["unet2d"]["rounds"]) > min(result["forward"]["unet2d"]["rounds"])
 
 
 def test_whole_clips(result: dict[str, Any]) -> None:

@@ -27,13 +27,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_options_arrive(run: Run, asked: list[Any]) -> None:
-    flags = ("--models", "latent_vdm, unet3d", "--no-compile", "--clip-steps", "5", "--no-memory", "--dtype", "fp32")
+    flags = (
+        "--models",
+        "latent_vdm, unet3d",
+        "--no-compile",
+        "--clip-steps",
+        "5",
+        "--no-memory",
+        "--dtype",
+        "fp32",
+        "--train-rounds",
+        "2",
+    )
     result = run(*QUICK, *flags, "--json")
     assert json.loads(result.out) == {"asked": True}
     preset, options, device, dtype, _ = asked[0]
     assert (preset, device, dtype) == ("tiny", "cpu", "fp32")
     assert options == benchmark.BenchmarkOptions(
-        models=("latent_vdm", "unet3d"), rounds=1, compile=False, clip_steps=5, memory=False
+        models=("latent_vdm", "unet3d"), rounds=1, train_rounds=2, compile=False, clip_steps=5, memory=False
     )
     run("benchmark", "--json")
     assert asked[1][1] == benchmark.BenchmarkOptions()
@@ -44,7 +55,7 @@ def test_options_arrive(run: Run, asked: list[Any]) -> None:
     ("flags", "named"),
     [
         (("--models", "unet4d"), "models must be among latent_shift, "),
-        (("--preset", "tiny-vdm"), "preset must be paper or tiny"),
+        (("--preset", "tiny-vdm"), "preset must be paper, small or tiny"),
         (("--rounds", "0"), "rounds must be at least 1, got 0"),
         (("--dtype", "fp8"), "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         (("--output", "/dev/null/folder"), "output must be a folder that can be made"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import threading
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, ShiftResnetBlock2D
+from latent_shift.models.attention import attend_by_clip, attends_by_clip
 
 TINY: dict[str, Any] = {
     "sample_size": 8,
@@ -73,10 +75,11 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def make_pair(**options: Any) -> tuple[UNet2DConditionModel, LatentShiftUNet]:
-    """diffusers' network and ours with the same weights."""
+    """diffusers' network and ours with the same weights, and with the same attention: every bit is to be the same."""
     torch.manual_seed(0)
     plain = UNet2DConditionModel(**{**TINY, **options}).eval()
     shifted = LatentShiftUNet(**{**TINY, **options}).eval()
+    shifted.set_attn_processor(AttnProcessor2_0())
     shifted.load_state_dict(plain.state_dict(), strict=True)
     return plain, shifted
 
@@ -205,6 +208,7 @@ def test_folders_load_into_either_class(tmp_path: Path) -> None:
         assert torch.equal(run_plain(image_model, inputs), expected)
         video_model, report = LatentShiftUNet.from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(report.values()), report
+        video_model.set_attn_processor(AttnProcessor2_0())
         assert torch.equal(video_model(*inputs).sample, shifted(*inputs).sample)
 
 
@@ -221,6 +225,40 @@ def test_without_shift_every_bit_is_that_of_the_2d_network(name: str, dtype: tor
             conditions["timestep_cond"] = conditions["timestep_cond"].to(dtype)
         expected = run_plain(plain, inputs, **conditions)
         assert torch.equal(fold(shifted(*inputs, boundary=None, **conditions).sample), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_keys_made_once_a_clip_change_nothing(name: str, masked: bool) -> None:
+    """Our own attention against diffusers', whose text is repeated for the frames: predictions and gradients."""
+    repeated = make_pair(**CONFIGS[name])[1].double()
+    once = copy.deepcopy(repeated)
+    attend_by_clip(once)
+    assert attends_by_clip(once)
+    assert not attends_by_clip(repeated)
+    (sample, timestep, text), conditions = make_inputs(), make_conditions(name, 2)
+    if "timestep_cond" in conditions:
+        conditions["timestep_cond"] = conditions["timestep_cond"].double()
+    if masked:
+        conditions["encoder_attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]])
+    results = []
+    for network in (once, repeated):
+        prediction = network(sample.double(), timestep, text.double(), **conditions).sample
+        prediction.square().sum().backward()
+        results.append((prediction, {key: value.grad for key, value in network.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+
+
+def test_text_is_not_repeated_for_the_frames() -> None:
+    _, unet = make_pair()
+    attend_by_clip(unet)
+    rows: list[int] = []
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    unet(*make_inputs(batch=2, num_frames=3))
+    assert rows
+    assert set(rows) == {2}
 
 
 @torch.no_grad()
@@ -299,6 +337,7 @@ def test_the_shift_is_in_each_residual_branch_and_not_in_the_shortcut(placement:
         plain, _ = make_pair(**options)
         shifted = LatentShiftUNet(**{**TINY, **options}, shift_placement=placement, shift_fold=fold_option).eval()
         shifted.load_state_dict(plain.state_dict())
+        shifted.set_attn_processor(AttnProcessor2_0())
         inputs = make_inputs(num_frames=4)
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], fold_option: int = fold_option) -> tuple[Tensor]:
@@ -317,6 +356,7 @@ def test_the_default_boundary_is_the_configs() -> None:
     _, zero = make_pair()
     circular = LatentShiftUNet(**TINY, shift_boundary="circular").eval()
     circular.load_state_dict(zero.state_dict())
+    circular.set_attn_processor(AttnProcessor2_0())
     inputs = make_inputs()
     for network, boundary in ((zero, "zero"), (circular, "circular")):
         assert torch.equal(network(*inputs).sample, network(*inputs, boundary=boundary).sample)

@@ -50,5 +50,7 @@ def test_building_leaves_the_default_dtype_alone() -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(InputError, match="preset must be one of paper, paper-vdm, tiny, tiny-vdm, got 'papre'"):
+    with pytest.raises(
+        InputError, match="preset must be one of paper, paper-vdm, small, small-vdm, tiny, tiny-vdm, got 'papre'"
+    ):
         find_preset("papre")

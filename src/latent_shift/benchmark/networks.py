@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet
+from latent_shift.models.attention import training_attention
 from latent_shift.models.presets import Preset, find_preset
 from latent_shift.ops import Boundary
 
@@ -93,7 +94,7 @@ def find_benchmark_preset(name: str) -> Preset:
     """
     preset = find_preset(name)
     if preset.unet_class is not LatentShiftUNet:
-        raise InputError("preset", name, "be paper or tiny: Latent-VDM is measured beside Latent-Shift")
+        raise InputError("preset", name, "be paper, small or tiny: Latent-VDM is measured beside Latent-Shift")
     return preset
 
 
@@ -175,6 +176,15 @@ def set_memory_format(network: nn.Module, name: str) -> None:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if name == "channels_last" else {}
     for weight in network.parameters():
         weight.data = weight.data.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))
+
+
+def training_step(denoiser: Denoiser, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Forward and backward of a squared error, with the attention kernel that training uses; gradients are let go."""
+    denoiser.requires_grad_(True).train()
+    with training_attention(inputs[0].device):
+        denoiser(*inputs)[0].float().square().mean().backward()
+    denoiser.zero_grad(set_to_none=True)
+    denoiser.requires_grad_(False).eval()
 
 
 def count(name: str, preset: Preset) -> dict[str, int]:

@@ -62,6 +62,12 @@ def to_markdown(result: dict[str, Any], pictures: bool = False) -> str:
         parts.append(f"The shift on costs {ratio} times the same code with the shift off.")
     if pictures:
         parts.append("![Seconds of a forward](forward.png)")
+    if result["training"]:
+        rows = [
+            [MODELS[name], _spread(row, "seconds", "{:.4g}"), _spread(row, "ratio_to_unet2d", "{:.3f}")]
+            for name, row in result["training"].items()
+        ]
+        parts += ["## One training step", _table("network | seconds | times the plain U-Net", rows)]
     if result["clip"]:
         rows = [_clip_row(name, row) for name, row in result["clip"].items()]
         head = "network | text, s | denoising, s | decoding, s | together, s | s a step | all steps together, s"

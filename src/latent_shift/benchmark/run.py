@@ -19,7 +19,16 @@ from latent_shift.pipelines.loading import resolve_device, resolve_dtype
 from .clip import build_pipeline, summarise_clips, time_clip
 from .machine import describe_machine
 from .memory import peak_memory
-from .networks import MODELS, SHARES, Denoiser, build_denoiser, count, example_inputs, find_benchmark_preset
+from .networks import (
+    MODELS,
+    SHARES,
+    Denoiser,
+    build_denoiser,
+    count,
+    example_inputs,
+    find_benchmark_preset,
+    training_step,
+)
 from .timing import choose_memory_format, compare, fit_line, spread, take_turns, timed
 
 Progress = Callable[[str, int, int | None], None]
@@ -38,6 +47,7 @@ _GROUPS = (
 _SAME_FORMAT = ("latent_shift_off", "unet2d_compiled")
 """Networks that keep the memory format of the one whose weights they use."""
 _SWEPT = ("latent_shift", "latent_vdm")
+_TRAINED = ("latent_shift", "latent_shift_off", "latent_vdm", FLOOR)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class BenchmarkOptions:
     Attributes:
         models: which of `MODELS`; "unet2d" always is, and "latent_shift" where it is asked for with its shift off.
         rounds: timed forwards of each network.
+        train_rounds: timed training steps (forward and backward) of the video networks and the plain one; 0 for none.
         compile: whether to measure "unet2d_compiled".
         steps: denoising steps of a whole clip; the paper's are 100.
         clip_steps: how many of them are run; all on a GPU and two elsewhere where None.
@@ -58,6 +69,7 @@ class BenchmarkOptions:
 
     models: tuple[str, ...] = tuple(MODELS)
     rounds: int = 7
+    train_rounds: int = 0
     compile: bool = True
     steps: int = 100
     clip_steps: int | None = None
@@ -71,7 +83,13 @@ class BenchmarkOptions:
         for name in self.models:
             if name not in MODELS:
                 raise InputError("models", name, f"be among {', '.join(MODELS)}")
-        for name, least in (("rounds", 1), ("steps", 1), ("clip_rounds", 0), ("sweep_rounds", 0)):
+        for name, least in (
+            ("rounds", 1),
+            ("train_rounds", 0),
+            ("steps", 1),
+            ("clip_rounds", 0),
+            ("sweep_rounds", 0),
+        ):
             check_at_least(name, getattr(self, name), least)
         if self.clip_steps is not None and not 1 <= self.clip_steps <= self.steps:
             raise InputError("clip_steps", self.clip_steps, f"be between 1 and steps, {self.steps}")
@@ -97,12 +115,14 @@ class _Run:
     formats: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
     clips: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     frames: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def forward(self, denoiser: Denoiser, num_frames: int | None = None) -> Callable[[], Any]:
         """A job: one forward."""
-        return partial(denoiser, *example_inputs(self.preset, self.device, self.dtype, num_frames))
+        inputs = example_inputs(self.preset, self.device, self.dtype, num_frames)
+        return torch.inference_mode()(partial(denoiser, *inputs))
 
     def build(self, name: str, shared: Denoiser | None = None) -> Denoiser:
         """A network that is warm and has its faster memory format."""
@@ -140,12 +160,25 @@ class _Run:
         if "latent_shift_off" in seconds:
             ratio = compare(seconds["latent_shift"], seconds["latent_shift_off"], "ratio_to_latent_shift_off")
             self.facts["latent_shift"]["ratio"] |= ratio
+        if self.options.train_rounds:
+            self._train({name: one for name, one in denoisers.items() if name in _TRAINED})
         if self.pipeline is not None:
             clips = {name: one for name, one in denoisers.items() if name != "latent_shift_off"}
             self._measure_clips(self.pipeline, clips)
         if self.options.sweep_rounds:
             for name in denoisers.keys() & set(_SWEPT):
                 self._sweep(name, denoisers[name])
+
+    def _train(self, denoisers: dict[str, Denoiser]) -> None:
+        inputs = example_inputs(self.preset, self.device, self.dtype)
+        jobs = {name: partial(training_step, denoiser, inputs) for name, denoiser in denoisers.items()}
+        for job in jobs.values():
+            job()  # to warm up
+        rounds = self.options.train_rounds
+        seconds = take_turns({name: timed(job, self.device) for name, job in jobs.items()}, rounds)
+        for name, own in seconds.items():
+            ratio = compare(own, seconds[FLOOR], "ratio_to_unet2d")
+            self.training.setdefault(name, {**spread("seconds", own), **ratio, "rounds": own})
 
     def _measure_clips(self, pipeline: LatentShiftPipeline, denoisers: dict[str, Denoiser]) -> None:
         for denoiser in denoisers.values():
@@ -176,14 +209,14 @@ def benchmark(
     """Measures size and speed of the video networks and their rivals, with random weights.
 
     Args:
-        preset: "paper" or "tiny".
+        preset: "paper", "small" or "tiny".
         options: what is measured, and how often.
         device: as in `load_pipeline`.
         dtype: as in `load_pipeline`; of all networks.
         progress: told what is done.
 
     Returns:
-        What was measured on what, and how: `forward`, `clip` and `frames` by network, `protocol` in sentences.
+        What was measured on what, and how: `forward`, `training`, `clip` and `frames` by network; `protocol`.
 
     Raises:
         InputError: a `ValueError`, for an unknown preset, device or dtype.
@@ -196,14 +229,13 @@ def benchmark(
     groups = [[name for name in group if options.measures(name)] for group in _GROUPS]
     groups = [group for group in groups if group] or [[]]
 
-    with torch.inference_mode():
-        pipeline = build_pipeline(found, target, network_dtype) if options.clip_rounds else None
-        run = _Run(found, target, network_dtype, options, clip_steps, pipeline)
-        floor = run.build(FLOOR)
-        for done, group in enumerate(groups):
-            show("groups of networks", done, len(groups))
-            run.measure(group, floor)
-            _free(target)
+    pipeline = build_pipeline(found, target, network_dtype) if options.clip_rounds else None
+    run = _Run(found, target, network_dtype, options, clip_steps, pipeline)
+    floor = run.build(FLOOR)
+    for done, group in enumerate(groups):
+        show("groups of networks", done, len(groups))
+        run.measure(group, floor)
+        _free(target)
     del floor, run.pipeline, pipeline
     _free(target)
 
@@ -240,6 +272,7 @@ def benchmark(
         },
         "protocol": _protocol(found, options, clip_steps),
         "forward": forward,
+        "training": run.training,
         "clip": clips,
         "frames": run.frames,
     }
@@ -273,6 +306,12 @@ def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> lis
         "Peak memory: a fresh process builds the network and runs one forward; what torch allocates on CUDA, what the "
         "resident memory grows by on a CPU (Linux).",
     ]
+    if options.train_rounds:
+        lines.append(
+            f"A training step is forward and backward of the same input, all weights and their gradients in the dtype "
+            f"above, without optimiser or checkpointing; {options.train_rounds} rounds, in turns. All have the same "
+            "attention kernel: on a CPU plain products."
+        )
     if options.clip_rounds:
         measured = "all of them are run" if clip_steps == options.steps else f"{clip_steps} of them are run"
         lines.append(

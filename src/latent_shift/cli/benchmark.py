@@ -10,7 +10,7 @@ import typer
 
 
 def benchmark(
-    preset: Annotated[str, typer.Option(help="paper or tiny; random weights.")] = "paper",
+    preset: Annotated[str, typer.Option(help="paper, small or tiny; random weights.")] = "paper",
     models: Annotated[
         str | None,
         typer.Option(
@@ -19,6 +19,9 @@ def benchmark(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed forwards of each network.")] = 7,
+    train_rounds: Annotated[
+        int, typer.Option(help="Timed training steps (forward and backward) of each; 0 for none. Needs the memory.")
+    ] = 0,
     compile_floor: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Measure unet2d_compiled; compiling takes minutes.")
     ] = True,
@@ -41,6 +44,8 @@ def benchmark(
     Examples:
       latent-shift benchmark --preset paper --json
 
+      latent-shift benchmark --preset small --models latent_shift_off --train-rounds 15 --clip-rounds 0
+
       latent-shift benchmark --models latent_shift,latent_shift_off --dtype fp32 --output benchmarks/shift
     """
     from latent_shift.benchmark import MODELS, BenchmarkOptions, write_report
@@ -53,6 +58,7 @@ def benchmark(
     options = BenchmarkOptions(
         models=tuple(MODELS) if models is None else tuple(name.strip() for name in models.split(",")),
         rounds=rounds,
+        train_rounds=train_rounds,
         compile=compile_floor,
         steps=steps,
         clip_steps=clip_steps,

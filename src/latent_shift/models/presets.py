@@ -1,4 +1,4 @@
-"""The paper's networks at the paper's size (supplement A, Table 6), and small twins of them for tests.
+"""The paper's networks at the paper's size (supplement A, Table 6), and smaller twins of them.
 
 LDM's text-to-image model, from which the paper starts (`CompVis/ldm-text2im-large-256`), has exactly these networks.
 """
@@ -83,6 +83,15 @@ _VAE = {
     "sample_size": 256,
     "scaling_factor": 0.18215,
 }
+_SMALL_UNET = {
+    **_UNET,
+    "sample_size": 16,
+    "block_out_channels": [128, 256, 384, 384],
+    "layers_per_block": 1,
+    "cross_attention_dim": 512,
+}
+_SMALL_VAE = {**_VAE, "block_out_channels": [64, 128, 256, 256], "sample_size": 128}
+_SMALL_TEXT = {"d_model": 512, "encoder_layers": 8, "encoder_ffn_dim": 2048}
 _TINY_UNET = {
     **_UNET,
     "sample_size": 8,
@@ -96,10 +105,12 @@ _TINY_TEXT = {"d_model": 32, "encoder_layers": 2, "encoder_ffn_dim": 64, "encode
 PRESETS: dict[str, Preset] = {
     "paper": Preset(LatentShiftUNet, _UNET, _VAE),
     "paper-vdm": Preset(LatentVDMUNet, _UNET, _VAE),
+    "small": Preset(LatentShiftUNet, _SMALL_UNET, _SMALL_VAE, _SMALL_TEXT, size=128),
+    "small-vdm": Preset(LatentVDMUNet, _SMALL_UNET, _SMALL_VAE, _SMALL_TEXT, size=128),
     "tiny": Preset(LatentShiftUNet, _TINY_UNET, _TINY_VAE, _TINY_TEXT, size=64, num_frames=4),
     "tiny-vdm": Preset(LatentVDMUNet, _TINY_UNET, _TINY_VAE, _TINY_TEXT, size=64, num_frames=4),
 }
-"""By name: the paper's two models, and twins that have the same blocks and train in seconds."""
+"""By name: the paper's two models; twins with the same blocks, small enough for one CPU, and tiny ones for tests."""
 
 
 def find_preset(name: str) -> Preset:

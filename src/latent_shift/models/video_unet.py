@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from latent_shift.core.errors import InputError
 from latent_shift.ops import Boundary
 
+from .attention import attend_by_clip, attends_by_clip
 from .weights import load_exactly
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
@@ -45,6 +46,7 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
             raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
         self.register_to_config(noise_correlation=noise_correlation)
         self._refuse_unknown_parts()
+        attend_by_clip(self)
 
     @property
     def frame_mixing_keys(self) -> set[str]:
@@ -139,10 +141,12 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         batch, _, num_frames, _, _ = sample.shape
         edges = self.default_boundary if boundary == "default" else boundary
 
-        # Conditions are one row a clip. They are repeated for the frames before any layer sees them, not after: matrix
-        # products round by the number of rows, and so every bit is that of the 2-D network on the same frames.
+        # Conditions are one row a clip, and all that follows from them alone is made once a clip. Where other attention
+        # processors than ours were set, they are repeated for the frames before any layer sees them: matrix products
+        # round by the number of rows, and so every bit is that of the 2-D network on the same frames.
+        early = 1 if attends_by_clip(self) else num_frames
         time, text, added, timestep_cond = (
-            _repeat(rows, num_frames)
+            _repeat(rows, early)
             for rows in (
                 self.get_time_embed(sample=sample, timestep=timestep),
                 encoder_hidden_states,
@@ -153,12 +157,12 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         emb = self.time_embedding(time, timestep_cond)
         aug_emb = self.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
         emb = emb if aug_emb is None else emb + aug_emb
-        emb = emb if self.time_embed_act is None else self.time_embed_act(emb)
+        emb = _repeat(emb if self.time_embed_act is None else self.time_embed_act(emb), num_frames // early)
         text = self.process_encoder_hidden_states(encoder_hidden_states=text, added_cond_kwargs=added)
         attention: dict[str, Any] = {"encoder_hidden_states": text, "cross_attention_kwargs": cross_attention_kwargs}
         if encoder_attention_mask is not None:
             bias = (1 - encoder_attention_mask.to(sample.dtype)) * -10000.0
-            attention["encoder_attention_mask"] = _repeat(bias.unsqueeze(1), num_frames)
+            attention["encoder_attention_mask"] = _repeat(bias.unsqueeze(1), early)
 
         checkpointing = torch.is_grad_enabled() and self.is_gradient_checkpointing
 

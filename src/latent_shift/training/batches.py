@@ -255,8 +255,7 @@ class DenoisingBatches:
         return "frame" if recipe.stage == "image" else "clip", step - stills_before
 
     def _timesteps(self, seed: int, size: int) -> Tensor:
-        """In [0, T): uniform but for `timestep_shift`, and spread evenly over a batch, for less variance
-        (arXiv:2107.00630, App. I.1)."""
+        """In [0, T): uniform but for `timestep_shift`, and spread evenly over a batch (arXiv:2107.00630, App. I.1)."""
         options = self._recipe.diffusion
         spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
         shifted = options.timestep_shift * spread / (1 + (options.timestep_shift - 1) * spread)

@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 from latent_shift.core.files import atomic_path, write_json
+from latent_shift.models.attention import training_attention
 
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .config import Recipe
@@ -158,9 +158,7 @@ class _Run:
         total, bad = torch.zeros((), device=device), []
         for number, (rows, batch) in enumerate(share, start=1):
             waiting = accelerator.no_sync(self._losses) if number < len(share) else contextlib.nullcontext()
-            # The CPU's flash-attention backward took 39 % of a step (docs/architecture.md); plain products do not.
-            attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
-            with waiting, attention:
+            with waiting, training_attention(device):
                 with autocast(device, recipe.precision):
                     losses: Tensor = self._losses(batch)
                 # The processes' gradients are averaged, so this makes the mean over the whole batch of all of them.
