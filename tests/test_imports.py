@@ -50,7 +50,20 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         latent_shift.LatentShfit  # noqa: B018
 
 
-ROOMS = ["core", "ops", "media", "models", "data", "metrics", "pipelines", "training", "benchmark", "evaluation", "cli"]
+ROOMS = [
+    "core",
+    "ops",
+    "media",
+    "models",
+    "data",
+    "metrics",
+    "pipelines",
+    "training",
+    "benchmark",
+    "evaluation",
+    "server",
+    "cli",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)

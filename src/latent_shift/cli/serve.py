@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError, MissingExtraError
+from latent_shift.core.shapes import check_at_least
 
 if TYPE_CHECKING:
     from latent_shift.server import Engine, ServerSettings
@@ -54,6 +56,8 @@ def serve(
 
       latent-shift serve --host 0.0.0.0 --api-keys keys.txt --folder /srv/clips
     """
+    for option, value in (("--max-batch", max_batch), ("--max-frames", max_frames), ("--max-side", max_side)):
+        check_at_least(option, 1 if value is None else value, 1)
     try:
         from latent_shift.server import ServerSettings
     except ImportError as error:
@@ -66,16 +70,17 @@ def serve(
         "max_jobs_per_key": max_jobs_per_key,
         "max_requests_per_minute": max_requests_per_minute,
         "keep_days": keep_days,
-        "keep_bytes": keep_gb * 1e9,
+        "keep_bytes": keep_gb * 1e9 // 1,
         "api_keys": _read_keys(api_keys),
         "allowed_origins": tuple(allow_origin or ()),
         "allowed_hosts": _hosts(host, allow_host or []),
     }
-    parse_config(ServerSettings, limits)  # before the model is loaded
-    engine = _load(model, preset, device, dtype, max_batch)
-    limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
-    limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
-    _run(engine, parse_config(ServerSettings, limits), host, port)
+    parse_config(ServerSettings, limits)  # what is wrong is said before the model is loaded
+    with _listen(host, port) as listener:
+        engine = _load(model, preset, device, dtype, max_batch)
+        limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
+        limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
+        _run(engine, parse_config(ServerSettings, limits), listener)
 
 
 def _load(model: str, preset: str | None, device: str, dtype: str, max_batch: int) -> Engine:
@@ -90,29 +95,32 @@ def _load(model: str, preset: str | None, device: str, dtype: str, max_batch: in
     return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch)
 
 
-def _run(engine: Engine, settings: ServerSettings, host: str, port: int) -> None:
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise InputError("--port", port, "be from 0 to 65535")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError("--host and --port", f"{host}:{port}", f"be an address to listen on ({error})") from error
+
+
+def _run(engine: Engine, settings: ServerSettings, listener: socket.socket) -> None:
     import uvicorn
 
     from latent_shift.server import create_app
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    app = create_app(engine, settings)
     config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
+        create_app(engine, settings),
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         lifespan="on",
     )
-    try:
-        listener: Any = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that the address is taken
-        raise InputError("--port", port, f"be free on {host}") from error
+    host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{address}:{listener.getsockname()[1]} serves {engine.facts.name}; Ctrl-C stops it")
+    typer.echo(f"http://{address}:{port} serves {engine.facts.name}; Ctrl-C stops it")
     if not (settings.api_keys or _is_loopback(host)):
         typer.echo("latent-shift: warning: whoever reaches this address may use it; see --api-keys", err=True)
     uvicorn.Server(config).run(sockets=[listener])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from latent_shift.core.config import Config
 
@@ -104,6 +104,7 @@ class Failed(Event):
     message: str
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Makes clips. Every method is safe to call from any thread."""
 

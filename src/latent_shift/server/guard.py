@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -15,6 +15,7 @@ from .metrics import Metrics
 from .schemas import error_body
 from .settings import ServerSettings
 
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -102,11 +103,9 @@ class BodyTooLargeError(Exception):
 
 
 def _name(host: str) -> str:
-    """The name in a Host header: without port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    """The name in a Host header, without port and brackets; empty where it is none."""
+    match = _HOST.fullmatch(host.lower())
+    return match["name"].strip("[]").rstrip(".") if match else ""
 
 
 def _refuse(status: int, message: str, code: str) -> JSONResponse:

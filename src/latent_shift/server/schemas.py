@@ -40,12 +40,12 @@ class VideoRequest(_Schema):
     model: str | None = None
     """One of `GET /v1/models`."""
     seconds: (
-        Annotated[str, StringConstraints(pattern=r"^\d{1,4}(\.\d{1,3})?$")]
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
         | Annotated[float, Field(gt=0, le=9999, allow_inf_nan=False)]
         | None
     ) = None
     """Length; the number of frames follows from it."""
-    size: Annotated[str, StringConstraints(pattern=r"^\d{1,5}x\d{1,5}$")] | None = None
+    size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
     """WIDTHxHEIGHT in pixels."""
     negative_prompt: str = ""
     """What to lead away from."""

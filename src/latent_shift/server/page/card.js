@@ -61,23 +61,26 @@ export function makeCard(video, actions) {
 
   async function showDone(now) {
     facts.textContent = describe(now);
-    const buttons = element("div", { className: "actions" }, ...Object.entries(FILES)
+    const links = Object.entries(FILES)
       .filter(([variant]) => now.frames > 1 || variant === "thumbnail")
-      .map(([variant, name]) => downloadLink(now, variant, name)));
+      .map(([variant, name]) => downloadLink(now, variant, name));
+    const row = (name, ...children) =>
+      element("div", { className: "actions" }, element("span", { className: "quiet", textContent: name }), ...children);
     const button = (label, run) => {
       const made = element("button", { type: "button", textContent: label });
       made.onclick = () => run(made);
-      buttons.append(made);
+      return made;
     };
-    button("Another seed", () => actions.again(now));
-    button("Use settings", () => actions.reuse(now));
-    button("Copy as Python", (made) => copy(pythonCode(now), made));
-    button("Copy as curl", (made) => copy(curlCode(now), made));
-    button("Delete", async () => {
+    const remove = button("Delete", async () => {
       await deleteVideo(now.id);
       actions.removed(now);
     });
-    bottom.replaceChildren(buttons);
+    remove.classList.add("danger");
+    bottom.replaceChildren(
+      row("Download", ...links),
+      row("Copy as", button("Python", (made) => copy(pythonCode(now), made)), button("curl", (made) => copy(curlCode(now), made))),
+      row("Again", button("Another seed", () => actions.again(now)), button("Use settings", () => actions.reuse(now)), remove),
+    );
     view.replaceChildren(...(now.frames === 1 ? await image(now) : await clip(now)));
   }
 
