@@ -42,6 +42,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_of_status ON jobs (status, number);
 CREATE INDEX jobs_of_owner ON jobs (owner, number);
+CREATE INDEX jobs_by_end ON jobs (finished_at);
 PRAGMA user_version = {_VERSION};
 """
 
@@ -232,16 +233,21 @@ class Store:
 
     def expire(self, keep_seconds: float, keep_bytes: int) -> int:
         """Deletes finished jobs that are too old, and the oldest while all results are too large; gives how many."""
+        oldest = time.time() - keep_seconds
         with self._lock:
-            done = self._select("status IN ('completed', 'failed', 'cancelled') ORDER BY number")
-            total, oldest = sum(job.bytes for job in done), time.time() - keep_seconds
+            (excess,) = self._database.execute("SELECT total(bytes) - ? FROM jobs", (keep_bytes,)).fetchone()
+            rows = self._database.execute(
+                "SELECT id, bytes, finished_at FROM jobs "
+                "WHERE finished_at < ? OR (? > 0 AND bytes > 0) ORDER BY number",
+                (oldest, excess),
+            ).fetchall()
             gone = 0
-            for job in done:
-                if (job.finished_at or job.created_at) < oldest or (job.bytes and total > keep_bytes):
-                    self.delete(job.id)
-                    total -= job.bytes
+            for job_id, size, finished_at in rows:
+                if finished_at < oldest or excess > 0:
+                    self.delete(job_id)
+                    excess -= size
                     gone += 1
-            return gone
+        return gone
 
     def _change(self, job_id: str, statuses: Sequence[str], **values: Any) -> bool:
         columns = ", ".join(f"{name} = ?" for name in values)

@@ -150,6 +150,7 @@ const actions = {
   ended: () => refreshGallery(),
   removed: (video) => {
     tell("Deleted");
+    for (const item of $("tiles").children) if (item.dataset.id === video.id) item.remove(); // before it gets the focus
     $("viewer").close();
     for (const card of $("stage").children) if (card.dataset.id === video.id) card.remove();
     $("stage").hidden = !$("stage").children.length;
@@ -159,7 +160,7 @@ const actions = {
 
 function stage(videos) {
   for (const card of $("stage").children) card.stop();
-  const cards = videos.map((video) => Object.assign(makeCard(video, actions)));
+  const cards = videos.map((video) => makeCard(video, actions));
   cards.forEach((card, index) => { card.dataset.id = videos[index].id; });
   $("stage").replaceChildren(...cards);
   $("stage").hidden = false;
@@ -187,7 +188,9 @@ function tile(video) {
   } else {
     picture.textContent = unfinished(video) ? (video.status === "queued" ? "Waiting" : `${video.progress} %`) : "Failed";
   }
-  return Object.assign(element("li", {}, button), { state: JSON.stringify([video.id, video.status, video.progress]) });
+  const item = Object.assign(element("li", {}, button), { state: JSON.stringify([video.id, video.status, video.progress]) });
+  item.dataset.id = video.id;
+  return item;
 }
 
 async function open(video) {
@@ -205,12 +208,15 @@ async function refreshGallery() {
   const number = ++refreshing;
   const page = await api.listVideos({ limit: 24, search: gallery.search }).catch(() => null);
   if (page === null || number !== refreshing) return;
-  const known = new Map([...$("tiles").children].map((item) => [item.state, item]));
+  const before = [...$("tiles").children];
+  const known = new Map(before.map((item) => [item.state, item]));
   const tiles = page.data.filter((video) => video.error?.code !== "cancelled").map(tile);
   const kept = tiles.map((item) => known.get(item.state) ?? item);
-  const focused = kept.indexOf(document.activeElement?.closest("li"));
-  $("tiles").replaceChildren(...kept);
-  if (focused >= 0) kept[focused].querySelector("button").focus();
+  if (kept.length !== before.length || kept.some((item, index) => item !== before[index])) {
+    const focused = kept.indexOf(document.activeElement?.closest("li"));
+    $("tiles").replaceChildren(...kept);
+    if (focused >= 0) kept[focused].querySelector("button").focus();
+  }
   showEnd(page);
   $("empty").hidden = tiles.length > 0;
   $("empty").textContent = gallery.search ? "No sentence holds this." : "Clips that you make appear here.";
