@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,14 +201,20 @@ def test_an_image_its_code_and_another_seed(open_tab: Any, server: ServerProcess
     compile(code, "copied", "exec")
     assert 'prompt="it\'s a \\"still\\" picture"' in code
     assert f'base_url="{server.url}/v1"' in code
-    stage.get_by_role("button", name="curl").click()
-    expect(stage.get_by_role("button", name="Copied")).to_be_visible()
-    assert "'it'\\''s a" not in page.evaluate("navigator.clipboard.readText()").split("-d")[0]
+    buttons = stage.locator(".actions", has_text="Copy as").get_by_role("button")
+    buttons.nth(1).click()
+    expect(buttons.nth(1)).to_have_text("Copied")
+    command = shlex.split(page.evaluate("navigator.clipboard.readText()").splitlines()[0])
+    assert command[:2] == ["curl", f"{server.url}/v1/videos"]
+    again = server.http.post("/v1/videos", content=command[-1], headers={"Content-Type": "application/json"}).json()
+    assert again["prompt"] == 'it\'s a "still" picture'
+    server.http.delete(f"/v1/videos/{again['id']}")
     stage.get_by_role("button", name="Another seed").click()
-    expect(page.locator("#tiles li").filter(has_text="still").locator("img")).to_have_count(2, timeout=WAIT)
-    found = server.http.get("/v1/videos", params={"search": "still"}).json()["data"]
-    assert found[0]["seed"] != found[1]["seed"]
-    assert [video["frames"] for video in found] == [1, 1]
+    expect(stage.get_by_role("button", name="Another seed")).to_be_hidden()
+    expect(stage.get_by_role("button", name="Another seed")).to_be_visible(timeout=WAIT)
+    newest, *_, oldest = server.http.get("/v1/videos", params={"search": "still"}).json()["data"]
+    assert newest["seed"] != oldest["seed"]
+    assert newest["frames"] == oldest["frames"] == 1
 
 
 def test_the_keyboard_is_enough(open_tab: Any) -> None:
@@ -241,6 +248,36 @@ def test_a_problem_is_said(open_tab: Any) -> None:
     )
     assert all("400" in problem for problem in tab.problems)
     tab.problems.clear()
+
+
+def test_with_api_keys(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("secret-one\n")
+    server = ServerProcess(tmp_path / "served", "--preset", "tiny", "--api-keys", str(tmp_path / "keys.txt"))
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    dialog = page.locator("#key")
+    for key in ("wrong", "secret-one"):
+        expect(dialog).to_be_visible()
+        dialog.get_by_label("API key").fill(key)
+        dialog.get_by_role("button", name="Use it").click()
+    page.locator("body[data-ready]").wait_for()
+    expect(dialog).to_be_hidden()
+    page.locator("summary").click()
+    page.locator("[name=steps]").fill("2")
+    page.get_by_label("What should be seen?").fill("behind a key")
+    page.get_by_role("button", name="Generate").click()
+    clip = page.locator("#stage video")
+    expect(clip).to_have_js_property("videoWidth", 64, timeout=WAIT)
+    expect(clip).to_have_attribute("src", re.compile("^blob:"))
+    with page.expect_download() as started:
+        page.get_by_role("link", name="Download as PNG").first.click()
+    assert Path(started.value.path()).read_bytes().startswith(b"\x89PNG")
+    expect(page.locator("#tiles img")).to_have_attribute("src", re.compile("^blob:"))
+    page.reload()  # the key lives as long as the tab
+    expect(page.locator("#tiles li")).to_have_count(1)
+    context.close()
+    server.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
