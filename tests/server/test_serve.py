@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +83,15 @@ def test_an_end_in_order_with_a_job_running_and_somebody_watching(serve: Serve) 
         assert server.stop() == 130
     server = serve()
     assert server.wait(job["id"], is_done)["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_the_soak_with_few_clients_and_a_kill() -> None:
+    script = Path(__file__).parents[2] / "scripts/soak_server.py"
+    command = [sys.executable, str(script), "--clients", "8", "--seconds", "20", "--kill", "--", "--preset", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["lost"] == 0
+    assert figures["endings"].keys() <= {"completed", "cancelled"}
+    assert figures["endings"]["completed"] >= 1
