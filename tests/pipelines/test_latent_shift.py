@@ -261,6 +261,45 @@ def test_callback_sees_every_step(pipeline: LatentShiftPipeline) -> None:
     assert set(seen[-1][-1]) == {"latents"}
 
 
+@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler", "ddpm"])
+def test_clean_latents_are_what_the_solver_expects_in_the_end(pipeline: LatentShiftPipeline, scheduler: str) -> None:
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    clean: list[Tensor] = []
+
+    def note(_pipe: Any, _index: int, _timestep: int, tensors: dict[str, Tensor]) -> None:
+        clean.append(tensors["clean_latents"])
+
+    options = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["clean_latents"]}
+    last = run(pipeline, num_inference_steps=5, **options)
+    away = [float((guess - last).abs().mean()) for guess in clean]
+    assert away[-1] < 0.02 < away[0]
+    frames = pipeline.decode_latents(clean[-1])
+    assert frames.shape == (1, 3, 16, 16, 3)
+
+
+def test_a_callback_that_drops_a_clip_drops_its_generator(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = make_scheduler("ddpm", pipeline.scheduler.config)
+    both = generators(0, 1)
+
+    def drop(_pipe: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if index:
+            return {}
+        del both[0]
+        return {name: tensor[1:] for name, tensor in tensors.items()}
+
+    names = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    left = pipeline(
+        [HEART, HAND],
+        generator=both,
+        num_inference_steps=3,
+        output_type="latent",
+        callback_on_step_end=drop,
+        callback_on_step_end_tensor_inputs=names,
+    ).frames
+    alone = run(pipeline, HAND, (1,), num_inference_steps=3)
+    torch.testing.assert_close(left, alone, atol=1e-4, rtol=0)
+
+
 def test_callback_changes_tensors(pipeline: LatentShiftPipeline) -> None:
     last = run(pipeline, callback_on_step_end=lambda *arguments: {"latents": torch.ones_like(arguments[3]["latents"])})
     assert torch.equal(last, torch.ones(1, 4, 3, 2, 2))

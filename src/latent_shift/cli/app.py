@@ -16,6 +16,7 @@ from .data import data
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(convert)
 app.command()(info)
 app.command()(benchmark)
+app.command()(serve)
 app.add_typer(data)
 app.add_typer(evaluate)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least, check_divisible
+from latent_shift.core.shapes import check_at_least
 
 if TYPE_CHECKING:
     from latent_shift import LatentShiftPipeline
@@ -82,7 +82,9 @@ def generate(
     pipeline = _load(model, preset, device, dtype, scheduler)
     model = preset or model
     load_seconds = time.perf_counter() - started
-    _check_size(pipeline, width, height)
+    from latent_shift.pipelines.generation import check_size
+
+    check_size("--size", pipeline, width, height)
     options = {
         "negative_prompt": negative,
         "num_frames": frames,
@@ -116,28 +118,28 @@ def _make(
     import numpy as np
     import torch
 
-    from latent_shift import __version__
     from latent_shift.media import write_video
+    from latent_shift.pipelines.generation import clip_settings, to_uint8
 
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     made: Any = pipeline(prompt, generator=generator, output_type="np", **options)
     frames = np.asarray(made.frames)[0]
     rate = fps or pipeline.config.fps
-    guidance = options["guidance_scale"]
-    settings = {
-        "prompt": prompt,
-        "negative_prompt": options["negative_prompt"],
-        "seed": seed,
-        "model": Path(model).absolute().name,
-        "scheduler": scheduler,
-        "steps": options["num_inference_steps"],
-        "guidance_scale": pipeline.config.default_guidance_scale if guidance is None else guidance,
-        "loop": len(frames) > 1 and "circular" in (options["boundary"], pipeline.unet.default_boundary),
-        "version": f"latent-shift {__version__}",
-    }
+    settings = clip_settings(
+        pipeline,
+        model,
+        scheduler,
+        prompt,
+        options["negative_prompt"],
+        seed,
+        options["num_inference_steps"],
+        options["guidance_scale"],
+        options["boundary"],
+        len(frames),
+    )
     metadata = {key: str(value) for key, value in settings.items()}
-    write_video(place, (frames * 255).round().astype(np.uint8), rate, metadata)
+    write_video(place, to_uint8(frames), rate, metadata)
     seconds = time.perf_counter() - started
     size = {"frames": frames.shape[0], "height": frames.shape[1], "width": frames.shape[2], "fps": rate}
     return {"path": place, **settings, **size, "seconds": round(seconds, 3)}
@@ -209,13 +211,6 @@ def _check_outputs(output: str, places: list[str], fps: float | None) -> None:
         raise InputError("--fps", fps, f"be from 0.01 to {most}")
     for place in places:
         check_output_path(place)
-
-
-def _check_size(pipeline: LatentShiftPipeline, width: int | None, height: int | None) -> None:
-    factor = pipeline.vae_scale_factor * 2**pipeline.unet.num_upsamplers
-    for value in (width, height):
-        if value is not None:
-            check_divisible("--size", value, factor)
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:

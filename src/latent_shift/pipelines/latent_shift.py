@@ -65,7 +65,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
 
     def __init__(
         self,
@@ -140,7 +140,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             num_inference_steps: denoising steps.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
             num_videos_per_prompt: clips for each prompt.
-            generator: one for all clips, or one a clip: then a clip does not depend on its neighbours in the batch.
+            generator: one for all clips, or one a clip: then a clip does not depend on its neighbours in the batch. A
+                list is used as it is, so a callback that drops a clip from the batch drops its generator there.
             latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`.
             prompt_embeds: text features `(prompts, tokens, width)` instead of `prompt`.
             negative_prompt_embeds: text features instead of `negative_prompt`.
@@ -152,16 +153,17 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
             callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors).
-            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds, negative_prompt_embeds.
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds, negative_prompt_embeds,
+                clean_latents (what the solver now takes the finished latents to be, where it says so; else latents).
             return_dict: whether to return `LatentShiftPipelineOutput` or a tuple.
 
         Raises:
             InputError: a `ValueError`, for an argument out of range; names it.
         """
-        height, width = self._size(height, width)
+        height, width = self.resolve_size(height, width)
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        generator = list(generator) if isinstance(generator, Sequence) else generator
+        generator = list(generator) if isinstance(generator, tuple) else generator
         self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
         for name in callback_on_step_end_tensor_inputs:
             if name not in self._callback_tensor_inputs:
@@ -184,9 +186,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 prediction = self._predict(latents, timestep, positive, negative, scale, boundary, added)
-                latents = self.scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+                stepped = self.scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)
+                latents = stepped[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
+                    tensors["clean_latents"] = _clean_latents(self.scheduler, stepped)
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, index, int(timestep), given) or {}
                     latents = changed.get("latents", latents)
@@ -194,7 +198,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
                     negative = changed.get("negative_prompt_embeds", negative)
                 progress.update()
 
-        frames: Any = latents if output_type == "latent" else self._decode(latents, decode_chunk_size, output_type)
+        frames: Any = (
+            latents if output_type == "latent" else self.decode_latents(latents, decode_chunk_size, output_type)
+        )
         self.maybe_free_model_hooks()
         return LatentShiftPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -296,7 +302,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             self.tokenizer, self.text_encoder, captions, self.max_prompt_tokens, self.config.mask_padding
         )
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width in pixels; the model's own where they are None."""
         sides = self.unet.config.sample_size
         sides = sides if isinstance(sides, list | tuple) else (sides, sides)
         defaults = (self.config.default_size or (side and side * self.vae_scale_factor) for side in sides)
@@ -313,7 +320,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         options = {"eta": eta, "generator": generator}
         return {name: value for name, value in options.items() if name in accepted}
 
-    def _decode(self, latents: Tensor, chunk_size: int, output_type: OutputType) -> Any:
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
+        """Frames of normalised latents `(batch, channels, frames, h, w)`, in a form of `LatentShiftPipelineOutput`."""
         mean, std = latent_statistics(self.vae, latents.device)
         batch = latents.shape[0]
         folded = (latents.float() * std[:, :, None] + mean[:, :, None]).transpose(1, 2).flatten(0, 1)
@@ -353,6 +362,14 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         check_divisible("width", width, factor)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError("output_type", output_type, "be one of pil, np, pt, latent")
+
+
+def _clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
+    """What a step takes the finished latents to be: some schedulers return it, those of several steps remember it."""
+    if len(stepped) > 1:
+        return stepped[1]
+    remembered: Sequence[Tensor] = getattr(scheduler, "model_outputs", None) or stepped
+    return remembered[-1]
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

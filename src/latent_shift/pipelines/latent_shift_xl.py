@@ -121,11 +121,12 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         sizes = torch.tensor([[*size, 0, 0, *size]], device=rows.device, dtype=rows.dtype).repeat(len(rows), 1)
         return positive, negative, {"text_embeds": rows, "time_ids": sizes}
 
-    def _decode(self, latents: Tensor, chunk_size: int, output_type: OutputType) -> Any:
+    def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
+        """Frames of normalised latents, as in `LatentShiftPipeline`."""
         # In fp16 this autoencoder overflows (its config says force_upcast), as in diffusers' own pipeline.
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
-        return super()._decode(latents, chunk_size, output_type)
+        return super().decode_latents(latents, chunk_size, output_type)
 
 
 def _pair(name: str, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor] | None:

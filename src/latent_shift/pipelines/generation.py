@@ -1,0 +1,70 @@
+"""What all who make clips for people share: the check of a size, and the facts that are kept with a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_shift import __version__
+from latent_shift.core.shapes import check_divisible
+
+from .latent_shift import LatentShiftPipeline
+
+
+def size_factor(pipeline: LatentShiftPipeline) -> int:
+    """What width and height must be divisible by, in pixels."""
+    return int(pipeline.vae_scale_factor * 2**pipeline.unet.num_upsamplers)
+
+
+def check_size(argument: str, pipeline: LatentShiftPipeline, width: int | None, height: int | None) -> None:
+    """Raises `InputError` unless the model can make clips of this size; None is the model's own."""
+    for value in (width, height):
+        if value is not None:
+            check_divisible(argument, value, size_factor(pipeline))
+
+
+def clip_settings(
+    pipeline: LatentShiftPipeline,
+    model: str,
+    scheduler: str,
+    prompt: str,
+    negative_prompt: str,
+    seed: int,
+    steps: int,
+    guidance_scale: float | None,
+    boundary: str | None,
+    num_frames: int,
+) -> dict[str, Any]:
+    """The facts that make a clip again; files carry them as text.
+
+    Args:
+        pipeline: what made it.
+        model: name or folder of the model; no path of this machine is kept.
+        scheduler: a key of `SCHEDULERS`.
+        prompt: the sentence.
+        negative_prompt: what guidance led away from.
+        seed: of its generator.
+        steps: denoising steps.
+        guidance_scale: None stands for the model's.
+        boundary: as the pipeline was given it.
+        num_frames: of the clip made.
+    """
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "model": Path(model).absolute().name,
+        "scheduler": scheduler,
+        "steps": steps,
+        "guidance_scale": pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "loop": num_frames > 1 and "circular" in (boundary, pipeline.unet.default_boundary),
+        "version": f"latent-shift {__version__}",
+    }
+
+
+def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Frames in [0, 1], rounded to [0, 255]."""
+    return (frames * 255).round().astype(np.uint8)

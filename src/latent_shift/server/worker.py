@@ -1,0 +1,272 @@
+"""The engine of one machine: a thread for each device makes batches of clips that fit together."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latent_shift.core.errors import LatentShiftError
+from latent_shift.core.files import atomic_path
+from latent_shift.media import write_video
+from latent_shift.pipelines import SCHEDULERS, LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
+from latent_shift.pipelines.generation import clip_settings, size_factor, to_uint8
+
+from .engine import VARIANTS, ClipRequest, Event, Failed, Finished, ModelFacts, Progress, Started
+
+_log = logging.getLogger(__name__)
+_PREVIEW_SECONDS = 0.3
+_PREVIEW_SHARE = 0.1
+_PREVIEW_SIDE = 256
+
+
+@dataclass
+class _Work:
+    job_id: str
+    request: ClipRequest
+    folder: Path
+    cancelled: bool = False
+
+
+class _NobodyWaits(Exception):
+    """Raised between two steps: all jobs of the batch are cancelled, or the engine stops."""
+
+
+class LocalEngine:
+    """Makes clips in threads of this process, one for each pipeline.
+
+    Args:
+        name: of the model, as clients know it.
+        pipelines: the same model, once on each device.
+        max_batch: clips that are denoised together, if their sizes and settings are the same.
+        scheduler: a key of `SCHEDULERS`, where a request names none.
+    """
+
+    def __init__(
+        self, name: str, pipelines: Sequence[LatentShiftPipeline], max_batch: int = 4, scheduler: str = "dpm++"
+    ) -> None:
+        self.facts = _facts(name, pipelines[0], scheduler)
+        self._max_batch = max_batch
+        self._waiting: dict[str, _Work] = {}
+        self._running: dict[str, _Work] = {}
+        self._stopping = False
+        self._changed = Condition()
+        self._report: Callable[[Event], None] = lambda _: None
+        self._threads = [Thread(target=self._serve, args=[pipeline], daemon=True) for pipeline in pipelines]
+
+    def start(self, report: Callable[[Event], None]) -> None:
+        """See `Engine`."""
+        self._report = report
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job_id: str, request: ClipRequest, folder: Path) -> None:
+        """See `Engine`."""
+        with self._changed:
+            self._waiting[job_id] = _Work(job_id, request, folder)
+            self._changed.notify()
+
+    def cancel(self, job_id: str) -> None:
+        """See `Engine`."""
+        with self._changed:
+            self._waiting.pop(job_id, None)
+            if job_id in self._running:
+                self._running[job_id].cancelled = True
+
+    def stop(self) -> None:
+        """See `Engine`."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def healthy(self) -> bool:
+        """See `Engine`."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _serve(self, pipeline: LatentShiftPipeline) -> None:
+        pipeline.set_progress_bar_config(disable=True)
+        # SDXL's further conditions have rows that no callback can drop.
+        most = 1 if isinstance(pipeline, LatentShiftXLPipeline) else self._max_batch
+        while batch := self._take(most):
+            for work in batch:
+                self._report(Started(work.job_id))
+            self._make(pipeline, batch)
+            with self._changed:
+                for work in batch:
+                    del self._running[work.job_id]
+
+    def _take(self, most: int) -> list[_Work]:
+        """The job that waits longest, and those that can be made with it; none when the engine stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopping)
+            if self._stopping:
+                return []
+            shape = next(iter(self._waiting.values())).request.shape
+            batch = [work for work in self._waiting.values() if work.request.shape == shape][:most]
+            for work in batch:
+                self._running[work.job_id] = self._waiting.pop(work.job_id)
+            return batch
+
+    def _make(self, pipeline: LatentShiftPipeline, batch: list[_Work]) -> None:
+        undone = list(batch)
+        try:
+            rows, frames = _Batch(pipeline, batch, self._report, lambda: self._stopping).denoise()
+            for work, clip in zip(rows, frames, strict=True):
+                if not work.cancelled:
+                    _write(pipeline, work, clip)
+                    self._report(Finished(work.job_id))
+                undone.remove(work)
+        except _NobodyWaits:
+            return
+        except Exception as error:
+            undone = [work for work in undone if not work.cancelled]
+            if len(undone) > 1:  # perhaps they were too many for the memory, or one spoilt the others
+                for work in undone:
+                    self._make(pipeline, [work])
+                return
+            _log.exception("a clip could not be made")
+            for work in undone:
+                reason = str(error) if isinstance(error, LatentShiftError) else type(error).__name__
+                self._report(Failed(work.job_id, f"the clip could not be made ({reason})"))
+
+
+class _Batch:
+    """Clips that are denoised together. A cancelled one leaves the batch after the step."""
+
+    def __init__(
+        self,
+        pipeline: LatentShiftPipeline,
+        batch: Sequence[_Work],
+        report: Callable[[Event], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._pipeline = pipeline
+        self._rows = list(batch)
+        self._generators = [torch.Generator().manual_seed(work.request.seed) for work in batch]
+        self._report = report
+        self._stopping = stopping
+        self._next_preview = 0.0
+
+    def denoise(self) -> tuple[list[_Work], npt.NDArray[np.float32]]:
+        """Those that were not cancelled, and their frames `(batch, frames, height, width, 3)` in [0, 1]."""
+        request = self._rows[0].request
+        self._pipeline.scheduler = make_scheduler(request.scheduler, self._pipeline.scheduler.config)
+        made: Any = self._pipeline(
+            [work.request.prompt for work in self._rows],
+            negative_prompt=[work.request.negative_prompt for work in self._rows],
+            num_frames=request.num_frames,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            generator=self._generators,
+            boundary="circular" if request.loop else "default",
+            output_type="np",
+            callback_on_step_end=self._on_step,
+            callback_on_step_end_tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents"),
+        )
+        frames = np.asarray(made.frames)
+        if not np.isfinite(frames).all():
+            raise FloatingPointError("the model gave numbers that are not finite")
+        return self._rows, frames
+
+    def _on_step(self, _pipeline: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = [row for row, work in enumerate(self._rows) if not work.cancelled]
+        if self._stopping() or not kept:
+            raise _NobodyWaits
+        changed = {}
+        if len(kept) < len(self._rows):
+            changed = tensors = self._drop_others(kept, tensors)
+        previews = self._previews(tensors["clean_latents"])
+        for work, preview in zip(self._rows, previews, strict=True):
+            self._report(Progress(work.job_id, index + 1, work.request.num_inference_steps, preview))
+        return changed
+
+    def _drop_others(self, kept: list[int], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keeps some rows of all that the loop goes on with: tensors, generators, and what the solver remembers."""
+        videos = len(self._rows), *tensors["latents"].shape[1:]
+
+        def keep(value: Any) -> Any:
+            if isinstance(value, list):
+                return [keep(item) for item in value]
+            return value[kept] if isinstance(value, Tensor) and value.shape == videos else value
+
+        for name, value in vars(self._pipeline.scheduler).items():
+            setattr(self._pipeline.scheduler, name, keep(value))
+        self._rows[:] = [self._rows[row] for row in kept]
+        self._generators[:] = [self._generators[row] for row in kept]
+        return {name: tensor[kept] for name, tensor in tensors.items()}
+
+    def _previews(self, clean: Tensor) -> list[bytes | None]:
+        """A frame of each clip, not too often: what it costs stays below a tenth of the time."""
+        started = time.monotonic()
+        if started < self._next_preview:
+            return [None] * len(clean)
+        middle = clean.shape[2] // 2
+        pictures = to_uint8(self._pipeline.decode_latents(clean[:, :, middle : middle + 1])[:, 0])
+        encoded: list[bytes | None] = [_jpeg(picture) for picture in pictures]
+        now = time.monotonic()
+        self._next_preview = now + max(_PREVIEW_SECONDS, (now - started) / _PREVIEW_SHARE)
+        return encoded
+
+
+def _jpeg(picture: npt.NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(picture)
+    image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def _write(pipeline: LatentShiftPipeline, work: _Work, clip: npt.NDArray[np.float32]) -> None:
+    request = work.request
+    boundary = "circular" if request.loop else "default"
+    settings = clip_settings(
+        pipeline,
+        request.model,
+        request.scheduler,
+        request.prompt,
+        request.negative_prompt,
+        request.seed,
+        request.num_inference_steps,
+        request.guidance_scale,
+        boundary,
+        request.num_frames,
+    )
+    metadata = {key: str(value) for key, value in settings.items()}
+    frames = to_uint8(clip)
+    with atomic_path(work.folder) as folder:
+        folder.mkdir()
+        for variant, name in VARIANTS.items():
+            shown = frames[:1] if variant == "thumbnail" else frames
+            write_video(folder / name, shown, request.fps, metadata)
+
+
+def _facts(name: str, pipeline: LatentShiftPipeline, scheduler: str) -> ModelFacts:
+    height, width = pipeline.resolve_size()
+    return ModelFacts(
+        name=name,
+        num_frames=pipeline.config.default_frames,
+        width=width,
+        height=height,
+        size_factor=size_factor(pipeline),
+        guidance_scale=pipeline.config.default_guidance_scale,
+        fps=pipeline.config.fps,
+        schedulers={key: steps for key, (_, steps, _) in SCHEDULERS.items()},
+        scheduler=scheduler,
+        max_steps=pipeline.scheduler.config.num_train_timesteps,
+        loops=pipeline.unet.default_boundary == "circular",
+    )

@@ -1,0 +1,44 @@
+"""`latent-shift serve`: what it refuses. `tests/server/test_serve.py` has what it does."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Refused, Run
+
+
+def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, tmp_path: Path) -> None:
+    empty = tmp_path / "keys.txt"
+    empty.write_text("\n")
+    missing = tmp_path / "none.txt"
+    assert refused("serve", "--max-queue", "0").startswith("max_queue must be valid")
+    assert refused("serve", "--keep-days", "nan").startswith("keep_days must be valid")
+    assert refused("serve", "--keep-gb", "nan").startswith("keep_bytes must be valid")
+    assert refused("serve", "--max-batch", "0") == "--max-batch must be at least 1, got 0"
+    assert refused("serve", "--max-side", "0") == "--max-side must be at least 1, got 0"
+    assert refused("serve", "--api-keys", empty) == f"--api-keys must hold at least one key, got '{empty}'"
+    assert refused("serve", "--api-keys", missing).startswith("--api-keys must be a text file that can be read")
+    assert refused("serve", "--port", "0", "--model", "nothing").startswith("model must be one of emoji or a folder")
+    assert refused("serve", "--port", "65536") == "--port must be from 0 to 65535, got 65536"
+    assert refused("serve", "--host", "192.0.2.1").startswith("--host and --port must be an address to listen on")
+
+
+def test_a_port_that_is_taken(refused: Refused) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refused("serve", "--port", port)
+    assert line.startswith("--host and --port must be an address to listen on ([Errno 98] Address already in use")
+    assert line.endswith(f"got '127.0.0.1:{port}'")
+
+
+def test_without_the_extra_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("latent_shift.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = run("serve")
+    assert result.code == 1
+    assert result.err == "latent-shift: error: fastapi is not installed; run: pip install 'latent-shift[serve]'\n"
