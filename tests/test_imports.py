@@ -13,7 +13,14 @@ import pytest
 import latent_shift
 
 HEAVY = ("torch", "diffusers", "transformers", "av", "matplotlib", "PIL", "numpy")
-LIGHT = ["latent_shift", "latent_shift.core.config", "latent_shift.cli", "latent_shift.data", "latent_shift.training"]
+LIGHT = [
+    "latent_shift",
+    "latent_shift.core.config",
+    "latent_shift.cli",
+    "latent_shift.data",
+    "latent_shift.metrics",
+    "latent_shift.training",
+]
 
 
 def loaded(code: str) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from latent_shift.data.sources import is_media, open_source
 from latent_shift.media import Frames, open_video, read_video
 from latent_shift.metrics.clip_model import ClipViTB32
 from latent_shift.metrics.extractors import load_extractor
+from latent_shift.metrics.frechet import check_enough
 from latent_shift.metrics.result import MetricResult
 from latent_shift.metrics.score import METRICS, ScoreOptions, check_metrics, score_features
 from latent_shift.metrics.stream import FeatureRows, FramesFor, extract_together
@@ -78,7 +79,7 @@ class FolderOptions:
         for name in ("frames", "image_frames", "batch_size", "threads"):
             check_at_least(name, getattr(self, name), 1)
         for name in ("size", "limit"):
-            check_at_least(name, getattr(self, name) or 1, 1)
+            check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
         if self.fps is not None and not 0.01 <= self.fps <= 1000:
             raise InputError("fps", self.fps, "be from 0.01 to 1000 frames a second")
         if self.image_frames > self.frames:
@@ -117,6 +118,7 @@ def evaluate_folder(
     folders = {"generated": generated} | ({} if real is None else {"real": real})
     files = {name: _limited(list_clips(folder, name), options) for name, folder in folders.items()}
     networks = _networks(options, Path(weights), resolve_device(device))
+    _check_counts(options, networks, files)
     texts = None
     if "clipsim" in options.metrics:
         captions = read_captions(generated, files["generated"])
@@ -287,6 +289,16 @@ def _networks(options: FolderOptions, weights: Path, device: torch.device) -> di
         images = extractor.info.unit == "frame" and metric != "clipsim"
         passes[_pass_of(metric)] = FramesFor(extractor, options.image_frames if images else None)
     return passes
+
+
+def _check_counts(options: FolderOptions, networks: Mapping[str, FramesFor], files: Mapping[str, list[Path]]) -> None:
+    """Refuses too few clips before the networks have worked for nothing."""
+    for metric in options.metrics:
+        info = networks[_pass_of(metric)].extractor.info
+        rows = options.image_frames if info.unit == "frame" else 1
+        for name, paths in files.items():
+            if METRICS[metric].statistic == "frechet":
+                check_enough(name, len(paths) * rows, info.dimension)
 
 
 def _pass_of(metric: str) -> str:

@@ -80,7 +80,7 @@ class C3DProbabilities:
         self.info = FeatureInfo("c3d", "clip", CLASSES, resize, path.name, C3D.revision, sha256, FRAMES, FRAMES)
 
     @torch.no_grad()
-    def __call__(self, clips: UInt8[Tensor, "clips 16 height width 3"]) -> Float32[Tensor, "clips 1 101"]:
+    def __call__(self, clips: UInt8[Tensor, "clips frames height width 3"]) -> Float32[Tensor, "clips 1 101"]:
         """See `FeatureExtractor`."""
         self.info.check_frames(clips.shape[1])
         frames = functional.interpolate(

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import sha256_file
 
-from .extractors import FeatureInfo, pictures
+from .extractors import FeatureInfo
 
 MODEL = "openai/clip-vit-base-patch32"
 FOLDER = "clip-vit-base-patch32"
@@ -55,11 +56,11 @@ class ClipViTB32:
                 folder, local_files_only=True, use_safetensors=files[0].suffix == ".safetensors", weights_only=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} is no CLIP model that can be read ({type(error).__name__})") from error
         self._model, self._device = model.float().eval().requires_grad_(False).to(device), device
         self._size: int = model.config.vision_config.image_size
-        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
         self.info = FeatureInfo(
             "clip",
             "frame",
@@ -76,9 +77,9 @@ class ClipViTB32:
     ) -> Float32[Tensor, "clips frames dimension"]:
         """See `FeatureExtractor`."""
         rows = []
-        for part in torch.split(pictures(clips), _CHUNK):
-            pixels = self.pixels(part.to(self._device))
-            states = self._model.vision_model(pixel_values=pixels).pooler_output
+        for part in torch.split(clips.flatten(0, 1).permute(0, 3, 1, 2), _CHUNK):
+            pixels = self.pixels(part)
+            states = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output
             rows.append(self._model.visual_projection(states).cpu())
         return torch.cat(rows).reshape(*clips.shape[:2], -1)
 
@@ -100,12 +101,12 @@ class ClipViTB32:
             rows.append(self._model.text_projection(states).cpu())
         return torch.cat(rows)
 
-    def pixels(self, frames: Float32[Tensor, "n 3 height width"]) -> Float32[Tensor, "n 3 size size"]:
-        """OpenAI's preprocessing of frames in [0, 255]: resized, rounded to bytes, cropped, normalised."""
+    def pixels(self, frames: UInt8[Tensor, "n 3 height width"]) -> Float32[Tensor, "n 3 size size"]:
+        """OpenAI's preprocessing: resized as Pillow resizes bytes (so on the CPU), cropped, normalised."""
         height, width = frames.shape[-2:]
         scale = self._size / min(height, width)
         size = max(self._size, int(height * scale)), max(self._size, int(width * scale))
         resized = functional.interpolate(frames, size, mode="bicubic", antialias=True, align_corners=False)
         top, left = (size[0] - self._size) // 2, (size[1] - self._size) // 2
-        cropped = resized[..., top : top + self._size, left : left + self._size].clamp(0, 255).round() / 255
+        cropped = resized[..., top : top + self._size, left : left + self._size].float() / 255
         return (cropped - self._mean) / self._std

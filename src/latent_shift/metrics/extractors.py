@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -72,6 +72,7 @@ class FeatureInfo:
             raise InputError("frames", count, f"{wanted} for the features {self.name}")
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """Turns clips into rows of features."""
 

@@ -16,7 +16,8 @@ from latent_shift.media import Frames, even_frame_indices
 
 from .extractors import FeatureExtractor
 
-FeatureRows = Float32[np.ndarray, "clips rows dimension"]
+FeatureRows = Float32[np.ndarray, "_ _ _"]
+"""`(clips, rows, dimension)`."""
 
 
 class FramesFor(NamedTuple):
