@@ -18,6 +18,7 @@ LIGHT = [
     "latent_shift.core.config",
     "latent_shift.cli",
     "latent_shift.data",
+    "latent_shift.metrics",
     "latent_shift.training",
     "latent_shift.server",
 ]

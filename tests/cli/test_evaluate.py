@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latent_shift import evaluation
+from latent_shift.evaluation.folder import DEFAULT_METRICS
+from latent_shift.media import write_video
 
-from .conftest import Run
+from .conftest import Refused, Run
 
 SCORES = {"clips": 2, "match": {"top1": 0.5, "top5": 1.0}, "motion": {"r2": 0.25, "ratio": None}}
 RESULT: dict[str, Any] = {
@@ -60,3 +64,33 @@ def test_wrong_options_are_one_line(run: Run, as_users_run: None, flags: tuple[s
     result = run("evaluate", "emoji", *flags)
     assert result.code == 2
     assert result.err == f"latent-shift: error: {named}\n"
+
+
+def write_clips(folder: Path, count: int) -> Path:
+    for number in range(count):
+        frames = np.random.default_rng(number).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+        write_video(folder / f"{number}.webp", frames, 8.0, lossless=True)
+    return folder
+
+
+def test_a_folder_is_scored(run: Run, tmp_path: Path) -> None:
+    generated, real = write_clips(tmp_path / "generated", 3), write_clips(tmp_path / "real", 4)
+    flags = ("--frames", "4", "--resamples", "4", "--device", "cpu")
+    result = run("evaluate", "folder", generated, "--real", real, *flags)
+    assert [line.split()[0] for line in result.out.splitlines()[::2]] == list(DEFAULT_METRICS)
+    assert all("protocol=" in line for line in result.out.splitlines()[1::2])
+    as_json = run("evaluate", "folder", generated, "--real", real, *flags, "--metric", "lite0-clips-kd", "--json")
+    (scores,) = json.loads(as_json.out)
+    assert (scores["metric"], scores["protocol"]["real_clips"]) == ("lite0-clips-kd", 4)
+    # Without real clips: what needs none.
+    alone = run("evaluate", "folder", generated, *flags)
+    assert [line.split()[0] for line in alone.out.splitlines()[::2]] == ["frame-difference", "flicker", "loop-seam"]
+
+
+def test_missing_weights_are_one_line(refused: Refused, tmp_path: Path) -> None:
+    generated = write_clips(tmp_path / "generated", 1)
+    line = refused("evaluate", "folder", generated, "--real", generated, "--metric", "fvd")
+    assert line.startswith("weights must hold i3d_torchscript.pt: fetch https://")
+    assert "sha256 bec6519f" in line
+    assert "models/metrics/i3d_torchscript.pt" in line
+    assert refused("evaluate", "folder", "nowhere").startswith("generated must be a folder that exists")

@@ -1,4 +1,4 @@
-"""`latent-shift evaluate`: measures models."""
+"""`latent-shift evaluate`: measures models, and clips by anybody."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-evaluate = typer.Typer(name="evaluate", help="Measure models.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@evaluate.callback()
-def _evaluate() -> None:
-    """Keeps `emoji` a subcommand even while it is the only one."""
+evaluate = typer.Typer(
+    name="evaluate", help="Measure models, and clips by anybody.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @evaluate.command()
@@ -65,6 +62,67 @@ def emoji(
     with progress_bars() as show:
         result = evaluate_emoji(model, data, output, options, base, device, dtype, show)
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else _table(result))
+
+
+@evaluate.command()
+def folder(
+    generated: Annotated[Path, typer.Argument(help="Folder of clips: videos, animations, or PNG frames.")],
+    real: Annotated[Path | None, typer.Option(help="Folder of real clips, to compare with.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="A name of docs/metrics.md; may be repeated. [default: all without download]"),
+    ] = None,
+    weights: Annotated[Path, typer.Option(help="Folder of the weight files that you fetched.")] = Path(
+        "models/metrics"
+    ),
+    frames: Annotated[int, typer.Option(help="Frames of a clip; 1 for images.")] = 16,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second. [default: neighbouring frames of each file]")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels, scaled and cropped square. [default: as it is]")] = None,
+    image_frames: Annotated[int, typer.Option(help="Frames of a clip that scores of frames use.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="At most so many clips of each folder, drawn at random.")] = None,
+    splits: Annotated[int, typer.Option(help="Parts that the Inception Score is averaged over.")] = 1,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the interval; 0 for none.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of windows, splits and resamples.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Clips at once in a network.")] = 8,
+    threads: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, for programs.")] = False,
+) -> None:
+    """Scores a folder of clips, whoever made them. Each score says how it was made.
+
+    Examples:
+      latent-shift evaluate folder clips --real data/emoji/clips --frames 24
+
+      latent-shift evaluate folder clips --real UCF-101 --metric fvd --metric is --fps 25 --size 128 --json
+    """
+    from latent_shift.evaluation import FolderOptions, evaluate_folder
+    from latent_shift.evaluation.folder import DEFAULT_METRICS
+    from latent_shift.metrics import METRICS, ScoreOptions
+
+    from ._progress import progress_bars
+    from ._quiet import quiet_libraries
+
+    usable = tuple(name for name in DEFAULT_METRICS if real is not None or not METRICS[name].needs_real)
+    options = FolderOptions(
+        metrics=tuple(metrics) if metrics else usable,
+        frames=frames,
+        fps=fps,
+        size=size,
+        image_frames=image_frames,
+        limit=limit,
+        batch_size=batch_size,
+        threads=threads,
+        score=ScoreOptions(splits=splits, resamples=resamples, seed=seed),
+    )
+    quiet_libraries()
+    with progress_bars() as show:
+        results = evaluate_folder(generated, real, options, weights, device, show)
+    if as_json:
+        typer.echo(json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(map(str, results)))
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
 from .shards import INDEX_FILE, read_shards
 
-__all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "open_source", "ucf101_sentences"]
+__all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "is_media", "open_source", "ucf101_sentences"]
 
 
 @dataclass(frozen=True)

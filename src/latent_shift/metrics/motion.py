@@ -46,6 +46,18 @@ def neighbour_differences(clip: Clip) -> npt.NDArray[np.float64]:
     return np.array([_difference(a, b) for a, b in zip(clip[:-1], clip[1:], strict=True)], dtype=np.float64)
 
 
+def flicker(clip: Clip) -> float:
+    """Mean absolute distance of each frame from the middle of its two neighbours, in [0, 255].
+
+    Steady change gives 0, as far as it is linear from frame to frame; what comes and goes gives much. 0 of fewer than
+    three frames.
+    """
+    if len(clip) < 3:
+        return 0.0
+    frames = clip.astype(np.int16)
+    return float(np.abs(2 * frames[1:-1] - frames[:-2] - frames[2:]).mean()) / 2
+
+
 def loop_closes(clip: Clip, tolerance: float = 1.5) -> bool:
     """Whether the last frame leads to the first: they differ by at most `tolerance` median neighbour differences."""
     return _difference(clip[-1], clip[0]) <= tolerance * float(np.median(neighbour_differences(clip)))

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.evaluation import FolderOptions, evaluate_folder
+from latent_shift.evaluation.folder import DEFAULT_METRICS, list_clips, read_ahead, read_captions, read_window
+from latent_shift.media import read_video, write_video
+from latent_shift.metrics import METRICS, ScoreOptions, flicker, frame_difference, kernel_distance, load_extractor
+from latent_shift.metrics.stream import extract_features
+
+FRAMES, SIZE = 6, 16
+
+
+def clip(number: int, frames: int = FRAMES, size: int = SIZE) -> np.ndarray:
+    """Every frame is of a colour of its own, so that a frame tells its number."""
+    result = np.empty((frames, size, size, 3), np.uint8)
+    for index in range(frames):
+        result[index] = (10 * index, 40 * (number % 6), 255 - 10 * index)
+    return result
+
+
+def write_clips(folder: Path, count: int, suffix: str = ".webp", **shape: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        name = folder / f"clip{number:02}{suffix}"
+        write_video(name, clip(number, **shape), 8.0, {"prompt": f"number {number}"}, lossless=suffix != ".mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("folders")
+    return write_clips(root / "generated", 3), write_clips(root / "real", 4)
+
+
+def options(**changes: Any) -> FolderOptions:
+    given: dict[str, Any] = {"frames": FRAMES, "score": ScoreOptions(resamples=5), **changes}
+    return FolderOptions(**given)
+
+
+def test_scores_are_those_of_the_functions(folders: tuple[Path, Path]) -> None:
+    generated, real = folders
+    results = {result.metric: result for result in evaluate_folder(generated, real, options(), device="cpu")}
+    assert tuple(results) == DEFAULT_METRICS
+    clips = [[read_video(path).frames for path in sorted(folder.iterdir())] for folder in folders]
+    assert results["frame-difference"].value == pytest.approx(
+        np.mean([frame_difference(c) for c in clips[0]]), rel=1e-6
+    )
+    assert results["flicker"].real_value == pytest.approx(np.mean([flicker(c) for c in clips[1]]), abs=1e-6)
+    rows = [extract_features(load_extractor("lite0-clips"), side)[:, 0] for side in clips]
+    assert results["lite0-clips-kd"].value == pytest.approx(kernel_distance(*rows), rel=1e-3, abs=1e-6)
+    # One frame a clip, the middle one, goes into scores of frames.
+    middles = [extract_features(load_extractor("lite0-frames"), [c[2:3] for c in side])[:, 0] for side in clips]
+    assert results["lite0-frames-kd"].value == pytest.approx(kernel_distance(*middles), rel=1e-3, abs=1e-6)
+    protocol = results["lite0-clips-kd"].protocol
+    assert (protocol["generated_clips"], protocol["real_clips"], protocol["frames"]) == (3, 4, FRAMES)
+    assert json.loads(json.dumps([result.to_json() for result in results.values()]))
+
+
+def test_threads_and_batches_change_nothing(folders: tuple[Path, Path]) -> None:
+    metrics = ("lite0-clips-kd", "flicker")
+    one = evaluate_folder(*folders, options(metrics=metrics, threads=1, batch_size=1), device="cpu")
+    many = evaluate_folder(*folders, options(metrics=metrics, threads=4, batch_size=2), device="cpu")
+    for first, second in zip(one, many, strict=True):
+        assert first.value == pytest.approx(second.value, rel=1e-3, abs=1e-5)
+        assert first.protocol == second.protocol
+
+
+def test_more_frames_of_a_clip_can_be_scored(folders: tuple[Path, Path]) -> None:
+    (result,) = evaluate_folder(*folders, options(metrics=("lite0-frames-kd",), image_frames=3), device="cpu")
+    assert result.protocol["rows_per_clip"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".mp4", ".png-folder"])
+def test_a_file_of_a_clips_length_is_taken_whole_and_in_order(tmp_path: Path, suffix: str) -> None:
+    folder = write_clips(tmp_path, 1, suffix.removesuffix(".png-folder"))
+    (path,) = list_clips(folder, "generated")
+    for seed in range(3):
+        frames = read_window(path, options(score=ScoreOptions(seed=seed)))
+        assert np.round(frames[:, 0, 0, 0] / 10).tolist() == list(range(FRAMES))
+
+
+def test_a_longer_file_gives_neighbouring_frames_from_a_moment_that_the_seed_decides(tmp_path: Path) -> None:
+    (path,) = list_clips(write_clips(tmp_path, 1, frames=9), "generated")
+    starts = set()
+    for seed in range(30):
+        first = [read_window(path, options(score=ScoreOptions(seed=seed)))[:, 0, 0, 0] // 10 for _ in range(2)]
+        assert np.array_equal(*first)
+        assert np.diff(first[0]).tolist() == [1] * (FRAMES - 1)
+        starts.add(int(first[0][0]))
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_rate_takes_frames_at_that_rate(tmp_path: Path) -> None:
+    (path,) = list_clips(write_clips(tmp_path, 1, frames=12), "generated")
+    frames = read_window(path, options(fps=4.0))
+    assert (frames[:, 0, 0, 0] // 10).tolist() == [0, 2, 4, 6, 8, 10]
+    assert read_window(path, options(fps=4.0, size=8)).shape == (FRAMES, 8, 8, 3)
+
+
+def test_stills_are_clips_of_one_frame(tmp_path: Path) -> None:
+    for side in ("generated", "real"):
+        write_clips(tmp_path / side, 4, ".png", frames=1)
+    (result,) = evaluate_folder(
+        tmp_path / "generated", tmp_path / "real", options(metrics=("lite0-frames-kd",), frames=1), device="cpu"
+    )
+    assert result.protocol["generated_clips"] == 4
+    with pytest.raises(DataError, match="is a still image, and clips have 6 frames"):
+        evaluate_folder(tmp_path / "generated", None, options(metrics=("flicker",)), device="cpu")
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_clips(tmp_path, 19)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (result,) = evaluate_folder(tmp_path, None, options(metrics=("flicker",)), device="cpu")
+    assert (result.protocol["generated_clips"], result.protocol["left_out"]) == (19, 1)
+    assert "left out" in caplog.text
+    assert "broken.mp4" in caplog.text
+    for number in range(4):
+        write_video(tmp_path / f"short{number}.webp", clip(number, frames=3), 8.0, lossless=True)
+    with pytest.raises(DataError, match=r"3 of 24 clips of .* cannot be used, more than 10%: .*broken.mp4"):
+        evaluate_folder(tmp_path, None, options(metrics=("flicker",)), device="cpu")
+
+
+def test_clips_of_any_size_together(tmp_path: Path) -> None:
+    write_clips(tmp_path / "a", 2)
+    write_clips(tmp_path / "b", 2, size=32)
+    (result,) = evaluate_folder(tmp_path, None, options(metrics=("frame-difference",)), device="cpu")
+    assert result.protocol["generated_clips"] == 4
+
+
+def test_the_limit_draws_by_the_seed(tmp_path: Path) -> None:
+    write_clips(tmp_path, 12)
+
+    def value(seed: int) -> float:
+        chosen = options(metrics=("lite0-frames-kd",), limit=3, score=ScoreOptions(resamples=0, seed=seed))
+        (result,) = evaluate_folder(tmp_path, tmp_path, chosen, device="cpu")
+        assert result.protocol["generated_clips"] == 3
+        return result.value
+
+    assert value(0) == value(0) != value(1)
+
+
+def test_sentences_come_from_the_folder_or_from_the_files(tmp_path: Path, squares: Path) -> None:
+    clips = list_clips(squares, "generated")
+    assert set(read_captions(squares, clips).values()) >= {"a moving red square", "a still blue square"}
+    made = list_clips(write_clips(tmp_path, 2), "generated")
+    assert list(read_captions(tmp_path, made).values()) == ["number 0", "number 1"]
+    (tmp_path / "clip00.txt").write_text("a caption beside it")
+    assert list(read_captions(tmp_path, made).values()) == ["a caption beside it", "number 1"]
+    write_video(tmp_path / "dumb.webp", clip(0), 8.0, lossless=True)
+    with pytest.raises(InputError, match="generated must have a caption for each clip .*dumb.webp has none"):
+        read_captions(tmp_path, list_clips(tmp_path, "generated"))
+
+
+def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
+    reading, most, lock = 0, 0, threading.Lock()
+    asked: list[int] = []
+
+    def read(item: int) -> int:
+        nonlocal reading, most
+        with lock:
+            reading += 1
+            most = max(most, reading)
+            asked.append(item)
+        time.sleep(0.002 * (item % 3))
+        with lock:
+            reading -= 1
+        return item
+
+    reads = read_ahead(read, range(40), threads=3, ahead=5)
+    assert [next(reads).result() for _ in range(4)] == [0, 1, 2, 3]
+    assert max(asked) <= 4 + 5
+    assert [future.result() for future in reads] == list(range(4, 40))
+    assert 1 < most <= 3
+    stopped = read_ahead(read, range(1000), threads=1, ahead=3)
+    next(stopped)
+    asked.clear()
+    stopped.close()
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "real", "message"),
+    [
+        ({"metrics": ("fdi",)}, True, "metric must be one of fid"),
+        ({"metrics": ("lite0-clips-kd",)}, False, "real must be given for the metric lite0-clips-kd"),
+        ({"metrics": ("fvd",)}, True, "weights must hold i3d_torchscript.pt: fetch https://"),
+        ({"metrics": ("lite0-frames-fd",)}, True, "generated must have at least 1280 rows .* use KID for less, got 3"),
+        ({"metrics": ("flicker",), "frames": 1}, False, "frames must be at least 2 for the features motion"),
+    ],
+)
+def test_wrong_wishes_are_refused_before_anything_is_read(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], real: bool, message: str
+) -> None:
+    monkeypatch.setattr("latent_shift.evaluation.folder.read_window", lambda *_: pytest.fail("a clip was read"))
+    with pytest.raises(InputError, match=message):
+        evaluate_folder(folders[0], folders[1] if real else None, options(**changes), device="cpu")
+
+
+def test_folders_without_clips_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="generated must hold videos or images"):
+        evaluate_folder(tmp_path, None, options(metrics=("flicker",)))
+    with pytest.raises(InputError, match="real must be a folder that exists"):
+        evaluate_folder(write_clips(tmp_path / "a", 1), tmp_path / "b", options())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"frames": 0}, {"threads": 0}, {"batch_size": 0}, {"limit": 0}, {"size": 0}, {"fps": 0.0}, {"image_frames": 7}],
+)
+def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(changes))):
+        options(**changes)
+
+
+def test_the_defaults_need_no_download() -> None:
+    assert all(METRICS[name].features in ("lite0-frames", "lite0-clips", "motion") for name in DEFAULT_METRICS)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_shift.core.errors import InputError
+from latent_shift.metrics import (
+    METRICS,
+    FeatureInfo,
+    ScoreOptions,
+    bootstrap_interval,
+    clip_similarity,
+    inception_score,
+    kernel_distance,
+    score,
+    score_features,
+)
+
+INFO = FeatureInfo("some", "clip", 3, "none", "file.pt", "v1", "ab" * 32)
+NO_INTERVAL = ScoreOptions(resamples=0)
+
+
+def draw(seed: int, clips: int, rows: int = 1, dimension: int = 3, shift: float = 0.0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(clips, rows, dimension)) + shift).astype(np.float32)
+
+
+def test_the_interval_is_as_wide_as_the_mean_is_uncertain() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=400)
+    low, high = bootstrap_interval(values.mean(), lambda rng: float(rng.choice(values, 400).mean()), 400)
+    assert (low + high) / 2 == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.15)
+    again = bootstrap_interval(values.mean(), lambda rng: float(rng.choice(values, 400).mean()), 400)
+    other = bootstrap_interval(values.mean(), lambda rng: float(rng.choice(values, 400).mean()), 400, seed=1)
+    assert again == (low, high) != other
+    with pytest.raises(InputError, match="resamples must be at least 2"):
+        bootstrap_interval(0.0, lambda rng: 0.0, 1)
+
+
+@pytest.mark.parametrize("metric", ["fvd", "kvd"])
+def test_intervals_cover_what_fresh_sets_give(metric: str) -> None:
+    """The spread over resamples is, within a factor, the spread over sets drawn anew."""
+    fresh, reaches = [], []
+    for seed in range(25):
+        real, generated = draw(2 * seed, 150), draw(2 * seed + 1, 150, shift=1.0)
+        result = score_features(metric, INFO, generated, real, options=ScoreOptions(resamples=20))
+        assert result.interval is not None
+        fresh.append(result.value)
+        reaches.append((result.interval[1] - result.interval[0]) / 2 / 1.96)
+    assert np.mean(reaches) == pytest.approx(np.std(fresh), rel=0.4)
+
+
+def test_the_kernel_distance_of_clips_is_that_of_their_rows() -> None:
+    real, generated = draw(0, 9, rows=4), draw(1, 7, rows=4, shift=0.5)
+    result = score_features("kid", INFO, generated, real, options=NO_INTERVAL)
+    assert result.value == pytest.approx(kernel_distance(real.reshape(-1, 3), generated.reshape(-1, 3)), rel=1e-9)
+    assert result.interval is None
+    assert result.protocol["rows_per_clip"] == 4
+
+
+def test_a_large_set_gives_some_of_its_clips_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = draw(0, 60, shift=1.0), draw(1, 9)
+    whole = score_features("kid", INFO, generated, real, options=NO_INTERVAL)
+    monkeypatch.setattr(score, "_KERNEL_ROWS", 20)
+    part = score_features("kid", INFO, generated, real, options=NO_INTERVAL)
+    assert whole.protocol["compared_clips"] == [60, 9]
+    assert part.protocol["compared_clips"] == [20, 9]
+    assert part.protocol_hash != whole.protocol_hash
+    assert part.value != whole.value
+    assert part == score_features("kid", INFO, generated, real, options=NO_INTERVAL)
+
+
+def test_distances_of_a_set_from_itself_and_in_any_order() -> None:
+    rows = draw(0, 40, rows=2)
+    shuffled = rows[np.random.default_rng(1).permutation(40)]
+    assert score_features("fid", INFO, rows, shuffled, options=NO_INTERVAL).value == pytest.approx(0, abs=1e-6)
+    other = draw(3, 40, rows=2)
+    for metric in ("fid", "kid"):
+        one = score_features(metric, INFO, rows, other, options=NO_INTERVAL).value
+        assert score_features(metric, INFO, shuffled, other, options=NO_INTERVAL).value == pytest.approx(one, rel=1e-6)
+
+
+def test_scores_of_one_set_are_given_for_the_real_one_too() -> None:
+    probabilities = np.abs(draw(0, 30)) + 0.1
+    probabilities /= probabilities.sum(axis=2, keepdims=True)
+    result = score_features("is", INFO, probabilities[:20], probabilities[20:], options=ScoreOptions(2, 5, 7))
+    assert result.value == inception_score(probabilities[:20, 0], 2, seed=7).mean
+    assert result.real_value == inception_score(probabilities[20:, 0], 2, seed=7).mean
+    assert result.protocol["splits"] == 2
+    numbers = np.array([[[1.0, 2.0, 1.0]], [[3.0, 6.0, 0.0]]], np.float32)
+    for metric, expected in {"frame-difference": 2.0, "flicker": 4.0, "loop-seam": 0.5}.items():
+        alone = score_features(metric, INFO, numbers, options=NO_INTERVAL)
+        assert (alone.value, alone.real_value) == (expected, None)
+
+
+def test_clipsim_is_over_all_frames() -> None:
+    images, texts = draw(0, 5, rows=4), draw(1, 5)[:, 0]
+    result = score_features("clipsim", INFO, images, texts=texts)
+    assert result.value == clip_similarity(images, texts)
+    assert result.interval is not None
+
+
+def test_a_result_says_how_it_was_made() -> None:
+    result = score_features("kvd", INFO, draw(0, 8), draw(1, 9), options=ScoreOptions(resamples=5, seed=3))
+    text = str(result)
+    for fact in ("generated_clips=8", "real_clips=9", "resamples=5", "seed=3", "file.pt", "v1", "abababababab"):
+        assert fact in text
+    assert result.protocol_hash in text
+    facts: dict[str, Any] = json.loads(json.dumps(result.to_json()))
+    assert facts["protocol"]["features"]["sha256"] == "ab" * 32
+    assert facts["value"] == result.value
+    assert facts["interval_95"] == list(result.interval or ())
+    same = score_features("kvd", INFO, draw(5, 8), draw(6, 9), options=ScoreOptions(resamples=5, seed=3))
+    assert same.protocol_hash == result.protocol_hash  # other clips, made the same way
+    fewer = score_features("kvd", INFO, draw(0, 7), draw(1, 9), options=ScoreOptions(resamples=5, seed=3))
+    assert fewer.protocol_hash != result.protocol_hash
+
+
+@pytest.mark.parametrize(
+    ("metric", "clips", "real", "message"),
+    [
+        ("fdi", 3, None, "metric must be one of fid, .*, got 'fdi'"),
+        ("fid", 3, None, "real must be given for the metric fid"),
+        ("kvd", 3, None, "real must be given for the metric kvd"),
+        ("fvd", 2, 5, "generated must have at least 3 rows .* use KID for less"),
+        ("fid", 5, 2, "real must have at least 3 rows .* use KID for less"),
+        ("kid", 1, 5, "generated must have at least 2 clips"),
+        ("clipsim", 3, None, "texts must be given"),
+        ("flicker", 0, None, "generated must have at least 1 clip"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(metric: str, clips: int, real: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score_features(metric, INFO, draw(0, clips), None if real is None else draw(1, real))
+
+
+def test_options_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match="resamples must be at least 2, got 1"):
+        ScoreOptions(resamples=1)
+    with pytest.raises(InputError, match="splits must be at least 1"):
+        ScoreOptions(splits=0)
+
+
+def test_every_metric_names_features_that_there_are() -> None:
+    from latent_shift.metrics import EXTRACTORS
+
+    assert {metric.features for metric in METRICS.values()} == set(EXTRACTORS)
