@@ -13,7 +13,15 @@ import pytest
 import latent_shift
 
 HEAVY = ("torch", "diffusers", "transformers", "av", "matplotlib", "PIL", "numpy")
-LIGHT = ["latent_shift", "latent_shift.core.config", "latent_shift.cli", "latent_shift.data", "latent_shift.training"]
+LIGHT = [
+    "latent_shift",
+    "latent_shift.core.config",
+    "latent_shift.cli",
+    "latent_shift.data",
+    "latent_shift.training",
+    "latent_shift.study",
+    "latent_shift.study.app",
+]
 
 
 def loaded(code: str) -> set[str]:
@@ -50,7 +58,20 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         latent_shift.LatentShfit  # noqa: B018
 
 
-ROOMS = ["core", "ops", "media", "models", "data", "metrics", "pipelines", "training", "benchmark", "evaluation", "cli"]
+ROOMS = [
+    "core",
+    "ops",
+    "media",
+    "models",
+    "data",
+    "metrics",
+    "pipelines",
+    "training",
+    "benchmark",
+    "evaluation",
+    "study",
+    "cli",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -16,6 +16,7 @@ from .data import data
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .study import study
 from .train import train
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command()(info)
 app.command()(benchmark)
 app.add_typer(data)
 app.add_typer(evaluate)
+app.add_typer(study)
 
 
 @app.callback(invoke_without_command=True)
