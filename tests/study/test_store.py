@@ -51,7 +51,7 @@ def test_a_rater_goes_from_training_to_the_code(make: Make) -> None:
         assert state.item is not None
         assert state.item.position == done + 1
         assert store.state(token) == state  # asking again changes nothing
-        seen.append((state.item.prompt, state.item.left))
+        seen.append(frozenset((state.item.left, state.item.right)))
         state = answer(store, token, state)
     assert len(set(seen)) == 6
     assert (state.status, state.code) == ("ready", None)

@@ -249,10 +249,12 @@ def _answer_errors(app: FastAPI) -> None:
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return say(400, "the body must be valid JSON")
         place = [str(part)[:100] for part in first["loc"] if part not in ("path", "body")]
         return say(400, f"{'.'.join(place) or 'the body'}: {first['msg']}")
 
-    statuses = {InputError: 400, UnknownRaterError: 401, UnknownItemError: 404, ConflictError: 409, _TooLargeError: 413}
+    statuses = {InputError: 400, UnknownRaterError: 401, UnknownItemError: 404, ConflictError: 409}
 
     async def on_refusal(_: Request, error: Exception) -> JSONResponse:
         return say(next(status for kind, status in statuses.items() if isinstance(error, kind)), error)
@@ -265,10 +267,6 @@ def _answer_errors(app: FastAPI) -> None:
     for kind in statuses:
         app.add_exception_handler(kind, on_refusal)
     app.add_exception_handler(Exception, on_bug)
-
-
-class _TooLargeError(Exception):
-    """A body is larger than any answer can be."""
 
 
 class _Guard:
@@ -300,7 +298,7 @@ class _Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > _MAX_BODY_BYTES:
-                raise _TooLargeError(f"the body must have at most {_MAX_BODY_BYTES} bytes")
+                raise HTTPException(413, f"the body must have at most {_MAX_BODY_BYTES} bytes")
             return message
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))

@@ -133,8 +133,9 @@ def _checks(
     for prompt, path in draw.sample(sorted(set(candidates)), len(set(candidates))):
         scrambled = copies.scramble(path) if len(made) < count else None
         if scrambled is not None:
-            kind = "check" if made else "training"
-            made.append(NewPair(kind, prompt, "whole", "scrambled", copies.copy(path), scrambled))
+            made.append(
+                NewPair("check" if made else "training", prompt, "whole", "scrambled", copies.copy(path), scrambled)
+            )
     if not made:
         raise InputError("folders", len(wanted), "hold a clip that can be told from a scrambled copy")
     if len(made) <= settings.checks_per_rater:

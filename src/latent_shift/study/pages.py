@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _METHOD = (
     "A pair is won by the clip that most of its raters chose; a pair without such a clip is a tie. Preferred is the "
     "share of the decided pairs that the first system won, with its 95 % Wilson interval. p is the exact two-sided "
-    "sign test over the decided pairs, not corrected for several comparisons. Kappa is Fleiss' over the pairs that have all "
-    "their votes: 1 is full agreement of the raters, 0 what chance gives."
+    "sign test over the decided pairs, not corrected for several comparisons. Kappa is Fleiss' over the pairs that "
+    "have all their votes: 1 is full agreement of the raters, 0 what chance gives."
 )
 _STYLE = """
 :root { color-scheme: light dark; --back: light-dark(#f6f5fa, #15141b); --card: light-dark(#fff, #201f29);
@@ -125,13 +125,13 @@ def _question(comparison: ComparisonResult, question: QuestionResult) -> str:
         "Won, lost, tied": f"{question.wins}, {question.losses}, {question.ties}",
         "Sign test": f"p = {_probability(question.p)}",
         "Fleiss' kappa": _number(question.kappa),
-        "Votes": _votes(question),
+        "Votes: first, second, neither": _votes(question),
     }
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    share = f"{_percent(question.preferred)} %" if question.preferred is not None else "no decided pairs"
+    share = f"{_percent(question.preferred)} %" if question.preferred is not None else "None"
     return (
-        f'<h3>{escape(question.question.capitalize())}</h3><p><span class="share">{share}</span> prefer '
-        f"{escape(comparison.first)}</p>{_bar(question)}<dl>{listed}</dl>"
+        f'<h3>{escape(question.question.capitalize())}</h3><p><span class="share">{share}</span> of the decided pairs '
+        f"prefer {escape(comparison.first)}</p>{_bar(question)}<dl>{listed}</dl>"
     )
 
 

@@ -88,13 +88,15 @@ def pair_sources(
         if len(clips) > 1:
             together[key] = clips
         else:
-            ((name, source),) = clips.items()
-            alone.append(Unpaired(source.path, f"no other system has {_ordinal(key[1])} clip for {key[0]!r}"))
+            (source,) = clips.values()
+            alone.append(Unpaired(source.path, _reason(*key)))
     return together, alone
 
 
-def _ordinal(number: int) -> str:
-    return "a" if number == 0 else f"so many clips: this is number {number + 1}, a"
+def _reason(prompt: str, number: int) -> str:
+    if number == 0:
+        return f"no other system has a clip for {prompt!r}"
+    return f"no other system has so many clips for {prompt!r}: this is number {number + 1}"
 
 
 def _read_table(table: Path) -> list[Source]:

@@ -11,9 +11,12 @@ from latent_shift.core.config import Config
 QUESTIONS = ("quality", "faithfulness")
 """The two questions of the paper's Table 3, as they are called in the database and in reports."""
 
-_CONSENT = """You will see pairs of short clips that computers made from a sentence, and say which one you like better.
-We keep your answers, the time they took, and the identifier that your platform gave us, if it gave one. Nothing else
-about you is kept. Taking part is voluntary; you may stop at any moment by closing the page."""
+_CONSENT = (
+    "You will see pairs of short clips that computers made from a sentence, and say which one you like better.\n\n"
+    "We keep your answers, the time they took, and the identifier that your platform gave us, if it gave one. Nothing "
+    "else about you is kept. Taking part is voluntary; you may stop at any moment by closing the page."
+)
+
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)]
 

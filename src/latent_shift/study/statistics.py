@@ -33,7 +33,7 @@ def sign_test(wins: int, losses: int) -> float:
     """
     total = wins + losses
     tail = sum(math.comb(total, count) for count in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**total)  # whole numbers, divided once: exact for any size
+    return min(1.0, 2 * tail / (1 << total))  # whole numbers, divided once: exact for any size
 
 
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:

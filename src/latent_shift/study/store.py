@@ -477,7 +477,7 @@ class Store:
         """Whether a vote on what is leased by `row` would not be one too many. Checks take any number."""
         facts = {"rater": row["rater"], "now": self._clock(), "pair": row["pair"]}
         kind, taken = database.execute(f"SELECT kind, {_TAKEN} FROM pairs WHERE id = :pair", facts).fetchone()
-        return kind == "check" or taken < self.settings.raters_per_pair
+        return bool(kind == "check" or taken < self.settings.raters_per_pair)
 
     def _may_come_free(self, database: sqlite3.Connection, rater: sqlite3.Row) -> bool:
         """Whether a pair is new to the rater, lacks votes, and is only leased to others."""
