@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,3 +86,34 @@ def begin(store: Store, worker: str | None = None) -> str:
     token = store.join(worker)
     assert store.train(token, both("left")) != store.train(token, both("right"))
     return token
+
+
+class StudyProcess:
+    """`latent-shift study serve` as people start it, on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "latent_shift", "study", "serve", str(folder), "--port", "0"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], 60)
+        line = self.process.stdout.readline() if ready else ""
+        assert line.startswith("http://"), f"the server did not start: {line!r}"
+        self.url = line.split()[0]
+
+    def kill(self) -> None:
+        """As a power cut would end it."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+
+    def stop(self) -> None:
+        """As Ctrl-C ends it."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(30) == 130
+        self._close()
+
+    def _close(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
