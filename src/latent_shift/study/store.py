@@ -449,8 +449,8 @@ class Store:
             return None
         now = self._clock()
         database.execute(
-            "UPDATE assignments SET shown_at = iif(leased_until > :now, shown_at, :now), leased_until = :until "
-            "WHERE id = :id",
+            "UPDATE assignments SET leased_until = :until, "
+            "shown_at = CASE WHEN leased_until > :now THEN shown_at ELSE :now END WHERE id = :id",
             {"id": row["id"], "now": now, "until": now + self.settings.lease_minutes * 60},
         )
         return self._with_pair(database, "assignments.id = ?", row["id"])
