@@ -21,6 +21,8 @@ LIGHT = [
     "latent_shift.metrics",
     "latent_shift.training",
     "latent_shift.server",
+    "latent_shift.study",
+    "latent_shift.study.app",
 ]
 
 
@@ -70,6 +72,7 @@ ROOMS = [
     "benchmark",
     "evaluation",
     "server",
+    "study",
     "cli",
 ]
 

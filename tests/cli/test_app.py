@@ -14,7 +14,7 @@ from latent_shift.cli import generate
 
 from .conftest import Run
 
-HELP = [[], ["generate"], ["train"], ["data"], ["data", "emoji"], ["benchmark"]]
+HELP = [[], ["generate"], ["train"], ["data"], ["data", "emoji"], ["benchmark"], ["study", "create"]]
 HEAVY = ["torch", "diffusers", "transformers", "numpy", "PIL", "av", "matplotlib"]
 LOADED = """
 import sys
@@ -40,7 +40,7 @@ def test_help_explains_every_verb_with_examples(run: Run, verb: list[str]) -> No
     assert result.code == 0
     assert result.err == ""
     assert result.out.startswith(f"Usage: latent-shift {' '.join(verb)}".rstrip())
-    if verb in (["generate"], ["train"], ["data", "emoji"], ["benchmark"]):
+    if verb in (["generate"], ["train"], ["data", "emoji"], ["benchmark"], ["study", "create"]):
         assert result.out.count(f"  latent-shift {' '.join(verb)} ") >= 2
 
 

@@ -17,6 +17,7 @@ from .evaluate import evaluate
 from .generate import generate
 from .info import info
 from .serve import serve
+from .study import study
 from .train import train
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(benchmark)
 app.command()(serve)
 app.add_typer(data)
 app.add_typer(evaluate)
+app.add_typer(study)
 
 
 @app.callback(invoke_without_command=True)

@@ -22,24 +22,18 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
+def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:
     """Reads a TOML file into `cls`, with `a.b=value` overrides applied on top.
 
     Args:
         cls: the configuration class.
-        path: a TOML file.
+        path: a TOML file; None for the overrides alone.
         overrides: `key.subkey=value`; the value is read as TOML, and as a plain string where that fails.
 
     Raises:
         InputError: the file cannot be read, a key is unknown (with the nearest known one) or a value is wrong.
     """
-    path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("recipe", str(path), "be a TOML file that can be read") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError("recipe", str(path), f"be valid TOML ({error})") from error
+    tree = {} if path is None else _read_toml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(cls, tree)
@@ -63,6 +57,15 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
             key = cls.__name__.lower()
             value = {name: item for name, item in value.items() if not isinstance(item, dict)}
         raise InputError(key, value, f"be valid ({message})") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("recipe", str(path), "be a TOML file that can be read") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("recipe", str(path), f"be valid TOML ({error})") from error
 
 
 def _dotted(tree: Any, place: Sequence[int | str]) -> str:

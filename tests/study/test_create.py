@@ -1,0 +1,133 @@
+"""`study/pairing.py` and `study/create.py`: what goes together, what is named, what raters could tell."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.study import Source, Store, StudySettings, create_study, find_sources
+from latent_shift.study.pairing import pair_sources
+from latent_shift.study.store import ClipFacts
+
+from .conftest import CopyWriter, sources
+
+
+def test_a_folder_is_read_by_its_table_or_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("b.mp4", "below/a.WEBP", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    asked: list[str] = []
+
+    def read_prompt(path: Path) -> str | None:
+        asked.append(path.name)
+        return "  a  red\nheart " if path.suffix == ".mp4" else None
+
+    assert find_sources(tmp_path, read_prompt) == [
+        Source(tmp_path / "b.mp4", "a red heart"),
+        Source(tmp_path / "below" / "a.WEBP", None),
+    ]
+    rows = [{"file_name": "below/a.WEBP", "caption": "a cat"}, {"file_name": "b.mp4", "prompt": " a  dog"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert find_sources(tmp_path, read_prompt) == [
+        Source(tmp_path / "below" / "a.WEBP", "a cat"),
+        Source(tmp_path / "b.mp4", "a dog"),
+    ]
+    assert asked == ["b.mp4", "a.WEBP"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", ":1 must be a JSON object with file_name and caption"),
+        ("[1]", ":1 must be a JSON object with file_name and caption"),
+        ('{"file_name": "a.mp4", "caption": 3}', ":1 must have a text as file_name and as caption"),
+        ('{"file_name": "none.mp4", "caption": "x"}', ":1 names none.mp4, which is not there"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(DataError, match=re.escape(message)):
+        find_sources(tmp_path, lambda _: None)
+
+
+def test_no_folder_and_no_clips(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="be a folder of clips"):
+        find_sources(tmp_path / "none", lambda _: None)
+    with pytest.raises(InputError, match=r"hold clips \(\.webp \.gif"):
+        find_sources(tmp_path, lambda _: None)
+
+
+def test_clips_of_a_sentence_pair_in_order_and_the_rest_is_named() -> None:
+    def clips(system: str, *prompts: str | None) -> list[Source]:
+        return [Source(Path(system, str(number)), prompt) for number, prompt in enumerate(prompts)]
+
+    together, alone = pair_sources({"a": clips("a", "x", "y", "x", None), "b": clips("b", "x", "x", "z", "x")})
+    assert {key: [source.path.as_posix() for source in found.values()] for key, found in together.items()} == {
+        ("x", 0): ["a/0", "b/0"],
+        ("x", 1): ["a/2", "b/1"],
+    }
+    assert [(clip.path.as_posix(), clip.reason) for clip in alone] == [
+        ("a/3", "it carries no prompt, and there is no metadata.jsonl"),
+        ("a/1", "no other system has a clip for 'y'"),
+        ("b/2", "no other system has a clip for 'z'"),
+        ("b/3", "no other system has so many clips for 'x': this is number 3"),
+    ]
+
+
+def test_each_with_each_or_all_with_the_baseline(tmp_path: Path) -> None:
+    systems = {name: sources(tmp_path, name, 2) for name in ("base", "one", "two")}
+    each, _ = create_study(tmp_path / "each", systems, CopyWriter(), StudySettings())
+    against, _ = create_study(tmp_path / "against", systems, CopyWriter(), StudySettings(), baseline="base")
+    assert (each, against) == (6, 4)
+    store = Store(tmp_path / "against")
+    pairs = [pair for pair in store.pairs() if pair.kind == "pair"]
+    assert {(pair.first, pair.second) for pair in pairs} == {("one", "base"), ("two", "base")}
+    assert len([pair for pair in store.pairs() if pair.kind == "check"]) == 4
+    store.close()
+
+
+def test_files_and_addresses_say_nothing(tmp_path: Path) -> None:
+    systems = {name: sources(tmp_path, name, 5) for name in ("ours", "theirs")}
+    create_study(tmp_path / "study", systems, CopyWriter(), StudySettings())
+    files = list((tmp_path / "study" / "clips").iterdir())
+    assert all(re.fullmatch(r"[0-9a-f]{32}-0\.webp", file.name) for file in files)
+    assert {file.stat().st_mtime for file in files} == {0}
+    store = Store(tmp_path / "study")
+    assert set(store.files.values()) == set(files)
+    # The order of the clips in the database is that of their random names, not that of the systems.
+    content = [store.files[name].read_bytes() for name in sorted(store.files)]
+    assert content != sorted(content)
+    store.close()
+
+
+def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    def create(systems: dict[str, list[Source]], baseline: str | None = None, **settings: int) -> None:
+        create_study(tmp_path / "study", systems, CopyWriter(), StudySettings(**settings), baseline=baseline)
+
+    ours, theirs = sources(tmp_path, "ours", 2), sources(tmp_path, "theirs", 2)
+    with pytest.raises(InputError, match="folders must be two or more"):
+        create({"ours": ours})
+    with pytest.raises(InputError, match="--baseline must be one of ours, theirs, got 'x'"):
+        create({"ours": ours, "theirs": theirs}, "x")
+    with pytest.raises(InputError, match=r"share prompts \(no other system has a clip for 'sentence 0'\)"):
+        create({"ours": ours, "theirs": [Source(theirs[0].path, "another")]})
+    with pytest.raises(InputError, match="checks_per_rater must be at most 3: so many of the clips"):
+        create({"ours": ours, "theirs": theirs}, checks_per_rater=9)
+    assert not (tmp_path / "study").exists()
+    create({"ours": ours, "theirs": theirs})
+    with pytest.raises(InputError, match="study must be new: votes are never overwritten"):
+        create({"ours": ours, "theirs": theirs})
+
+
+def test_clips_with_nothing_to_see_make_no_check(tmp_path: Path) -> None:
+    class Blank(CopyWriter):
+        def write_scrambled(self, source: Path, target: Path) -> ClipFacts | None:
+            return None
+
+    systems = {name: sources(tmp_path, name, 2) for name in ("a", "b")}
+    with pytest.raises(InputError, match="hold a clip that can be told from a scrambled copy"):
+        create_study(tmp_path / "study", systems, Blank(), StudySettings(checks_per_rater=0))

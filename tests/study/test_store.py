@@ -1,0 +1,226 @@
+"""`study/store.py`: who is shown what. Times are told by the test; the crowd is many threads."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.study import Store
+from latent_shift.study.store import ConflictError, State, UnknownItemError, UnknownRaterError
+
+from .conftest import Clock, Make, begin, both
+
+
+def answer(store: Store, token: str, state: State, side: str = "left") -> State:
+    assert state.item is not None
+    return store.answer(token, state.item.position, both(side))
+
+
+def work(store: Store, token: str) -> State:
+    """Answers until there is nothing more."""
+    state = store.state(token)
+    while state.status == "rate":
+        state = answer(store, token, state)
+    return state
+
+
+def pair_votes(store: Store) -> Counter[int]:
+    kinds = {pair.id: pair.kind for pair in store.pairs()}
+    return Counter(vote.pair for vote in store.votes() if kinds[vote.pair] == "pair")
+
+
+def test_a_rater_goes_from_training_to_the_code(make: Make) -> None:
+    store = make(6, pairs_per_rater=4, checks_per_rater=2)
+    token = store.join()
+    state = store.state(token)
+    assert (state.status, state.done, state.total) == ("training", 0, 6)
+    assert state.item is not None
+    assert state.item.position == 0
+    with pytest.raises(ConflictError, match="something left"):
+        store.finish(token)
+    assert {store.train(token, both(side)) for side in ("left", "right")} == {True, False}
+    seen = []
+    state = store.state(token)
+    for done in range(6):
+        assert (state.status, state.done) == ("rate", done)
+        assert state.item is not None
+        assert state.item.position == done + 1
+        assert store.state(token) == state  # asking again changes nothing
+        seen.append(frozenset((state.item.left, state.item.right)))
+        state = answer(store, token, state)
+    assert len(set(seen)) == 6
+    assert (state.status, state.code) == ("ready", None)
+    finished = store.finish(token)
+    assert finished.status == "finished"
+    assert finished.code == store.raters()[0].code
+    assert store.finish(token) == store.state(token) == finished
+    with pytest.raises(ConflictError, match="can no longer be changed"):
+        store.answer(token, 1, both("left"))
+    assert len(pair_votes(store)) == 4
+    assert len(store.votes()) == 6
+
+
+def test_going_back_shows_the_same_and_changes_the_vote(make: Make) -> None:
+    store = make(3, checks_per_rater=0)
+    token = begin(store)
+    first = store.state(token)
+    second = answer(store, token, first, "left")
+    again = store.item(token, 1)
+    assert first.item is not None
+    assert (again.left, again.right, again.answers) == (first.item.left, first.item.right, both("left"))
+    assert store.answer(token, 1, {"quality": "right", "faithfulness": "left"}) == second
+    assert store.item(token, 1).answers == {"quality": "right", "faithfulness": "left"}
+    (vote,) = store.votes()
+    names = ("second", "first") if vote.flipped else ("first", "second")
+    assert vote.answers == {"quality": names[1], "faithfulness": names[0]}
+
+
+def test_votes_are_for_the_system_that_was_seen_on_that_side(make: Make) -> None:
+    store = make(40, pairs_per_rater=40, checks_per_rater=0)
+    token = begin(store)
+    files = {clip: path.read_bytes() for clip, path in store.files.items()}
+    state, meant = store.state(token), []
+    while state.item is not None:
+        meant.append(files[state.item.left.file_name(0)].decode()[0])
+        state = answer(store, token, state, "left")
+    assert ["ab"[vote.answers["quality"] == "second"] for vote in store.votes()] == meant
+    assert {"a", "b"} == set(meant)  # 1 in 2**39 fails: sides are random
+
+
+def test_the_fewest_come_first(make: Make) -> None:
+    store = make(10, pairs_per_rater=5, checks_per_rater=0, raters_per_pair=3)
+    for _ in range(4):
+        work(store, begin(store))
+    assert set(pair_votes(store).values()) == {2}
+
+
+def test_a_pair_that_was_left_is_given_to_others(make: Make, clock: Clock) -> None:
+    store = make(1, raters_per_pair=2, checks_per_rater=0, lease_minutes=10)
+    gone, slow, third = (begin(store) for _ in range(3))
+    assert store.state(gone).status == store.state(slow).status == "rate"
+    assert store.state(third).status == "wait"
+    with pytest.raises(ConflictError):
+        store.finish(third)
+    clock.now += 9 * 60
+    assert store.state(slow).status == "rate"  # and its lease is longer now
+    clock.now += 2 * 60
+    waited = store.state(third)
+    assert waited.status == "rate"
+    assert answer(store, slow, State("rate", 0, 1, store.item(slow, 1))).status == "ready"
+    assert answer(store, third, waited).status == "ready"
+    with pytest.raises(ConflictError, match="somebody else has rated this pair"):
+        store.answer(gone, 1, both("left"))
+    assert store.state(gone).status == "full"
+    assert pair_votes(store).total() == 2
+
+
+def test_a_late_answer_is_taken_while_there_is_room(make: Make, clock: Clock) -> None:
+    store = make(1, raters_per_pair=2, checks_per_rater=0)
+    late = begin(store)
+    state = store.state(late)
+    clock.now += 86400
+    assert answer(store, late, state).status == "ready"
+    assert [vote.seconds for vote in store.votes()] == [86400]
+
+
+def test_time_away_is_not_counted(make: Make, clock: Clock) -> None:
+    store = make(1, checks_per_rater=0)
+    token = begin(store)
+    store.state(token)
+    clock.now += 86400
+    state = store.state(token)
+    clock.now += 7
+    answer(store, token, state)
+    assert [vote.seconds for vote in store.votes()] == [7]
+
+
+def test_who_has_rated_may_finish_instead_of_waiting(make: Make) -> None:
+    store = make(2, raters_per_pair=1, checks_per_rater=0)
+    one, other = begin(store), begin(store)
+    store.state(other)
+    assert work(store, one).status == "wait"
+    assert store.finish(one).status == "finished"
+
+
+def test_what_is_refused(make: Make) -> None:
+    store = make(2)
+    token = begin(store, "worker-1")
+    with pytest.raises(ConflictError, match="has begun already"):
+        store.join("worker-1")
+    with pytest.raises(UnknownRaterError, match="belongs to nobody"):
+        store.state("x")
+    with pytest.raises(UnknownItemError, match="nothing at position 1"):
+        store.item(token, 1)
+    store.state(token)
+    with pytest.raises(InputError, match="quality must be one of left, right, got 'same'"):
+        store.answer(token, 1, both("same"))
+    assert store.votes() == []
+
+
+def test_ties_where_they_are_allowed(make: Make) -> None:
+    store = make(1, allow_ties=True, checks_per_rater=0)
+    token = begin(store)
+    answer(store, token, store.state(token), "same")
+    assert store.votes()[0].answers == {"quality": "same", "faithfulness": "same"}
+
+
+def test_tokens_are_long_and_not_in_the_database(make: Make, tmp_path: Any) -> None:
+    store = make(2)
+    tokens = {store.join() for _ in range(50)}
+    assert len(tokens) == 50
+    assert min(map(len, tokens)) >= 32
+    content = b"".join(path.read_bytes() for path in (tmp_path / "study").glob("study.sqlite*"))
+    assert not any(token.encode() in content for token in tokens)
+
+
+def test_what_is_no_study(tmp_path: Any) -> None:
+    with pytest.raises(InputError, match="be a folder made by `latent-shift study create`"):
+        Store(tmp_path)
+    (tmp_path / "study.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(DataError, match="is no database of a study"):
+        Store(tmp_path)
+    (tmp_path / "study.sqlite").unlink()
+    sqlite3.connect(tmp_path / "study.sqlite").close()
+    with pytest.raises(DataError, match="has version 0, this program reads version 1"):
+        Store(tmp_path)
+
+
+def test_a_crowd_in_two_processes_of_which_many_leave(make: Make, tmp_path: Any, clock: Clock) -> None:
+    """Two stores on one database stand for two processes; a third of the raters stops half-way and never returns."""
+    store = make(30, pairs_per_rater=10, raters_per_pair=5)
+    other = Store(tmp_path / "study", clock)
+    start = threading.Barrier(24)
+    failures: list[BaseException] = []
+
+    def rate(number: int) -> None:
+        mine = (store, other)[number % 2]
+        try:
+            start.wait()
+            token = begin(mine)
+            state = mine.state(token)
+            while state.status == "rate" and not (number % 3 == 0 and state.done >= 3):
+                state = answer(mine, token, state)
+        except BaseException as error:
+            failures.append(error)
+
+    crowd = [threading.Thread(target=rate, args=(number,)) for number in range(24)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
+    assert failures == []
+    assert max(pair_votes(store).values()) <= 5
+    assert max(pair_votes(store).values()) - min(pair_votes(store).values()) <= 2
+    clock.now += 3600
+    while (state := work(store, begin(store))).status == "ready":
+        pass
+    assert state.status == "full"
+    assert set(pair_votes(store).values()) == {5}
+    assert len(pair_votes(store)) == 30
+    assert max(Counter((vote.rater, vote.pair) for vote in store.votes()).values()) == 1
+    other.close()
