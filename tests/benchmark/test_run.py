@@ -126,3 +126,14 @@ def test_peak_memory_is_that_of_one_network() -> None:
     assert 4 * 1_645_572 <= small < len(ballast)
     with pytest.raises(LatentShiftError, match="peak memory of latent_shift could not be measured"):
         peak_memory("latent_shift", "tiny", "nowhere", "float32", "contiguous")
+
+
+@pytest.mark.slow
+def test_the_shift_costs_less_than_the_text_that_is_not_repeated() -> None:
+    """Ratios within one run, in turns: forward, and forward and backward, of as many images in diffusers' own U-Net."""
+    options = BenchmarkOptions(
+        models=("latent_shift",), rounds=7, train_rounds=5, compile=False, clip_rounds=0, sweep_rounds=0, memory=False
+    )
+    measured = benchmark("small", options, "cpu", "bf16")
+    assert measured["forward"]["latent_shift"]["ratio_to_unet2d"] <= 1.0
+    assert measured["training"]["latent_shift"]["ratio_to_unet2d"] <= 1.05
