@@ -47,8 +47,11 @@ class _Shift(torch.autograd.Function):
         return gradient, None, None, None, None, None
 
 
-def _apply(*arguments: Any) -> Tensor:
-    result: Tensor = _Shift.apply(*arguments)  # type: ignore[no-untyped-call]
+def _apply(x: Tensor, *arguments: Any) -> Tensor:
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        # Of a small network's shift, PyTorch's own preparations for a gradient are more than half.
+        return _Shift.forward(x, *arguments)
+    result: Tensor = _Shift.apply(x, *arguments)  # type: ignore[no-untyped-call]
     return result
 
 
