@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -139,14 +140,9 @@ def test_messages() -> None:
 
 
 @needs_triton
-def test_triton_by_its_interpreter(tmp_path: Path) -> None:
-    run_case("agrees", "cpu", tmp_path)
-
-
-@needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["views", "operator", "network"])
-def test_triton_by_its_interpreter_as_an_operator(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["agrees", "views", "operator", "network"])
+def test_triton_by_its_interpreter(name: str, tmp_path: Path) -> None:
     run_case(name, "cpu", tmp_path)
 
 
