@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import latent_shift
@@ -17,6 +18,16 @@ def test_what_is_installed(run: Run) -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["device"] == "cpu"
     assert facts["machine"]["dtype"] in ("bfloat16", "float32")
+    assert facts["machine"]["backend"] == "eager (Triton has no kernels for the device cpu)"
+
+
+def test_who_computes_and_who_cannot(run: Run, as_users_run: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_SHIFT_BACKEND", "eager")
+    assert "  backend: eager (LATENT_SHIFT_BACKEND says so)" in run("info", "--device", "cpu").out
+    monkeypatch.setenv("LATENT_SHIFT_BACKEND", "tritn")
+    result = run("info", "--device", "cpu")
+    assert result.code == 2
+    assert result.err == "latent-shift: error: LATENT_SHIFT_BACKEND must be one of auto, eager, triton, got 'tritn'\n"
 
 
 def test_the_papers_size(run: Run) -> None:

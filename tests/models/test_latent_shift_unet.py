@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, ShiftResnetBlock2D
 from latent_shift.models.attention import attend_by_clip, attends_by_clip
+from latent_shift.ops import shift_group_norm_silu
 
 TINY: dict[str, Any] = {
     "sample_size": 8,
@@ -349,6 +351,55 @@ def test_the_shift_is_in_each_residual_branch_and_not_in_the_shortcut(placement:
         result = fold(shifted(*inputs, boundary=boundary).sample)
         assert torch.equal(result, run_plain(plain, inputs))
         assert not torch.allclose(result, fold(shifted(*inputs, boundary=None).sample), atol=1e-3)
+
+
+class Watched(nn.GroupNorm):
+    """A norm that somebody changed, as adapters do."""
+
+
+def hook_forward(block: ShiftResnetBlock2D) -> None:
+    """As offloading libraries do: they set `forward` on the instance."""
+    block.norm1.forward = functools.partial(nn.GroupNorm.forward, block.norm1)
+
+
+CHANGES: dict[str, tuple[Callable[[ShiftResnetBlock2D], Any], int]] = {
+    "nothing": (lambda block: None, 2),
+    "a hook after norm1": (lambda block: block.norm1.register_forward_hook(lambda *_: None), 1),
+    "a hook before norm2": (lambda block: block.norm2.register_forward_pre_hook(lambda *_: None), 1),
+    "a backward hook": (lambda block: block.norm1.register_full_backward_hook(lambda *_: None), 1),
+    "a hook on SiLU": (lambda block: block.nonlinearity.register_forward_hook(lambda *_: None), 0),
+    "another activation": (lambda block: setattr(block, "nonlinearity", nn.GELU()), 0),
+    "another norm": (lambda block: setattr(block.norm1, "__class__", Watched), 1),
+    "another forward": (hook_forward, 1),
+    "a hook on conv1": (lambda block: block.conv1.register_forward_hook(lambda *_: None), 2),
+}
+
+
+@pytest.mark.parametrize("boundary", [None, "zero", "circular"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_block_runs_its_modules(change: str, boundary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is plain is one operation; a module that somebody changed or watches is called, and has its effect."""
+    apply, fused = CHANGES[change]
+    calls = []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(args[-1])
+        return shift_group_norm_silu(*args)
+
+    monkeypatch.setattr("latent_shift.models.latent_shift_unet.shift_group_norm_silu", counted)
+    torch.manual_seed(0)
+    plain = ResnetBlock2D(in_channels=8, out_channels=4, temb_channels=6, groups=2).eval()
+    block = copy.deepcopy(plain)
+    block.__class__, block.fold, block.placement = ShiftResnetBlock2D, 3, "before_norm1"
+    apply(block)
+    plain.nonlinearity = block.nonlinearity
+    x, temb = torch.randn(6, 8, 4, 4), torch.randn(6, 6)
+    y = block(x, temb, 3, boundary)
+    assert len(calls) == fused
+    assert set(calls[1:]) <= {None}
+    if boundary is not None:
+        plain.norm1.register_forward_pre_hook(lambda _, args: (shift_from_outside(args[0], 3, 2, boundary),))
+    assert torch.equal(y, plain(x, temb))
 
 
 @torch.no_grad()

@@ -65,12 +65,18 @@ def _versions() -> dict[str, str]:
 def _machine(device: str) -> dict[str, Any]:
     import torch
 
+    from latent_shift.ops import choose_backend
     from latent_shift.pipelines.loading import resolve_device, resolve_dtype
 
-    target = resolve_device(device)
+    target, dtype = resolve_device(device), resolve_dtype("auto", device)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
-    dtype = str(resolve_dtype("auto", device)).removeprefix("torch.")
-    return {"device": name, "dtype": dtype, "threads": torch.get_num_threads()}
+    backend, reason = choose_backend(target, dtype)
+    return {
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "backend": f"{backend} ({reason})",
+    }
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
-from latent_shift.ops import Boundary, temporal_shift_folded
+from latent_shift.ops import Boundary, shift_group_norm_silu, temporal_shift_folded
 
 from .video_unet import VideoUNet, check_option
 
@@ -45,23 +45,41 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
             num_frames: frames in each clip.
             boundary: what the first and the last frame see; None turns the shift off, as in diffusers' own block.
         """
-        x = input_tensor
-        if boundary is not None and self.placement == "before_norm1":
-            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
-        x = self.nonlinearity(self.norm1(x))
+        early = boundary if self.placement == "before_norm1" else None
+        x = self._normalise(self.norm1, input_tensor, num_frames, early)
         if boundary is not None and self.placement == "before_conv1":
             x = temporal_shift_folded(x, num_frames, self.fold, boundary)
         x = self.conv1(x)
         time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
         if self.time_embedding_norm == "scale_shift":
             scale, bias = time.chunk(2, dim=1)
-            x = self.norm2(x) * (1 + scale) + bias
+            x = self.nonlinearity(self.norm2(x) * (1 + scale) + bias)
         else:
-            x = self.norm2(x + time)
-        x = self.conv2(self.dropout(self.nonlinearity(x)))
+            x = self._normalise(self.norm2, x + time, num_frames, None)
+        x = self.conv2(self.dropout(x))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         return (input_tensor + x) / self.output_scale_factor  # type: ignore[no-any-return]
+
+    def _normalise(self, norm: nn.Module, x: Tensor, num_frames: int, boundary: Boundary | None) -> Tensor:
+        """Shift, norm and activation: as one operation, or as modules where somebody changed or watches one."""
+        activation = self.nonlinearity
+        if _is_plain(norm, nn.GroupNorm) and _is_plain(activation, nn.SiLU):
+            group_norm = cast("nn.GroupNorm", norm)
+            weights = (group_norm.weight, group_norm.bias, group_norm.num_groups, group_norm.eps)
+            return shift_group_norm_silu(x, *weights, num_frames, self.fold, boundary)
+        if boundary is not None:
+            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
+        return cast("Tensor", activation(norm(x)))
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module is no more than what its class does: no adapter, no hook, no forward set by a library.
+
+    Offloading libraries set `forward` on the instance, to bring the weights first.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
 class LatentShiftUNet(VideoUNet):

@@ -67,16 +67,21 @@ def temporal_shift_folded(
         InputError: a `ValueError`, if `x` is not 4-D, its batch is no multiple of `num_frames`, `fold` is below 2
             or `boundary` is unknown.
     """
+    check_folded(x, num_frames, fold, boundary)
+    clips = x.view(x.shape[0] // num_frames, num_frames, *x.shape[1:])
+    return shift_channels(clips, channel_axis=2, frame_axis=1, fold=fold, circular=boundary == "circular").flatten(0, 1)
+
+
+def check_folded(x: Tensor, num_frames: int, fold: int, boundary: str | None) -> None:
+    """Raises `InputError` for what `temporal_shift_folded` cannot take."""
     if x.ndim != 4:
         raise InputError("x", tuple(x.shape), "have 4 axes (batch * frames, channels, height, width)")
     if num_frames < 1 or x.shape[0] % num_frames:
         raise InputError("num_frames", num_frames, f"divide the folded batch of {x.shape[0]}")
     _check(fold, boundary)
-    clips = x.view(x.shape[0] // num_frames, num_frames, *x.shape[1:])
-    return shift_channels(clips, channel_axis=2, frame_axis=1, fold=fold, circular=boundary == "circular").flatten(0, 1)
 
 
-def _check(fold: int, boundary: str) -> None:
+def _check(fold: int, boundary: str | None) -> None:
     if fold < 2:
         raise InputError("fold", fold, "be at least 2")
     if boundary not in get_args(Boundary):
