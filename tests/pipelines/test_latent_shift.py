@@ -383,7 +383,7 @@ def test_eta_reaches_the_schedulers_that_have_it(pipeline: LatentShiftPipeline) 
         ),
         (
             {"callback_on_step_end_tensor_inputs": ["noise"]},
-            "tensor_inputs must be among latents, prompt_embeds, negative_prompt_embeds, got 'noise'",
+            "tensor_inputs must be among latents, prompt_embeds, negative_prompt_embeds, clean_latents, got 'noise'",
         ),
     ],
 )

@@ -191,7 +191,12 @@ def _sizes(x: Tensor, num_groups: int) -> tuple[tuple[int, ...], dict[str, int]]
     return (*strides, x.shape[1], pixels, num_groups), {**numbers, "num_warps": warps, "enable_fp_fusion": True}
 
 
-@torch.library.custom_op("latent_shift::shift_group_norm_silu", mutates_args=())
+@torch.library.custom_op(
+    "latent_shift::shift_group_norm_silu",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps, int num_frames, int k, bool circular) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, num_frames: int, k: int, circular: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +221,12 @@ def _outputs(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), means, torch.empty_like(means)
 
 
-@torch.library.custom_op("latent_shift::shift_group_norm_silu_backward", mutates_args=())
+@torch.library.custom_op(
+    "latent_shift::shift_group_norm_silu_backward",
+    mutates_args=(),
+    schema="(Tensor upstream, Tensor x, Tensor weight, Tensor bias, Tensor means, Tensor rstds, int num_groups, "
+    "int num_frames, int k, bool circular) -> (Tensor, Tensor, Tensor)",
+)
 def _backward(
     upstream: Tensor,
     x: Tensor,
