@@ -81,6 +81,8 @@ ROOMS = [
 def test_every_module_imports_and_every_name_of_its_room_resolves(room: str) -> None:
     package = importlib.import_module(f"latent_shift.{room}")
     for info in pkgutil.iter_modules(package.__path__):
+        if info.name == "_triton":
+            continue  # its functions are source code for Triton, which checks of annotations change: tests/ops runs it
         importlib.import_module(f"latent_shift.{room}.{info.name}")
     for name in getattr(package, "__all__", []):
         assert getattr(package, name) is not None

@@ -119,6 +119,12 @@ def test_triton_is_chosen_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(module, "_triton_is_installed", lambda installed=installed: installed)
         for dtype in DTYPES:
             assert choose_backend("cuda", dtype).backend == expected
+    monkeypatch.setattr(module, "_triton_is_installed", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for device in ("cpu", "meta"):
+        assert choose_backend(device).backend == "eager"
+        assert choose_backend(device, backend="triton").backend == "triton"
+    monkeypatch.setattr(module, "_triton_is_installed", lambda: False)
     assert choose_backend("cuda").reason == "Triton is not installed"
 
 

@@ -102,7 +102,10 @@ def choose_backend(
         raise InputError(named_by, asked, f"be one of {', '.join(get_args(Backend))}")
     if asked == "eager":
         return Choice("eager", f"{named_by} says so")
-    obstacle = _triton_obstacle(torch.device(device).type, dtype)
+    kind = torch.device(device).type
+    if asked == "auto" and kind != "cuda":  # Triton's interpreter and the meta device have to be asked for
+        return Choice("eager", f"Triton has no kernels for the device {kind}")
+    obstacle = _triton_obstacle(kind, dtype)
     if asked == "auto":
         return Choice("eager", obstacle) if obstacle else Choice("triton", "one pass over the GPU's memory")
     if obstacle:
