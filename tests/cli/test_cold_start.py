@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import time
@@ -23,13 +22,11 @@ IMPORT = "import os; from diffusers import UNet2DConditionModel; os._exit(77)"
 
 @pytest.mark.slow
 def test_generate_starts_in_little_more_than_diffusers_needs_to_be_imported(tmp_path: Path) -> None:
-    ratios = []
+    seconds: dict[str, list[float]] = {GENERATE: [], IMPORT: []}
     for _ in range(4):
-        seconds = []
-        for code in (GENERATE, IMPORT):
+        for code, own in seconds.items():
             start = time.perf_counter()
             result = subprocess.run([sys.executable, "-c", code, tmp_path / "heart.mp4"], check=False)
-            seconds.append(time.perf_counter() - start)
+            own.append(time.perf_counter() - start)
             assert result.returncode == 77
-        ratios.append(seconds[0] / seconds[1])
-    assert statistics.median(ratios[1:]) <= 1.3  # the first round reads the files from the disk
+    assert min(seconds[GENERATE]) <= 1.3 * min(seconds[IMPORT])  # the least: what other processes cost is in the rest
