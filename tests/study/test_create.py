@@ -131,3 +131,11 @@ def test_clips_with_nothing_to_see_make_no_check(tmp_path: Path) -> None:
     systems = {name: sources(tmp_path, name, 2) for name in ("a", "b")}
     with pytest.raises(InputError, match="hold a clip that can be told from a scrambled copy"):
         create_study(tmp_path / "study", systems, Blank(), StudySettings(checks_per_rater=0))
+
+
+def test_what_the_baseline_lacks_is_named(tmp_path: Path) -> None:
+    systems = {name: sources(tmp_path, name, count) for name, count in (("a", 2), ("b", 2), ("base", 1))}
+    made, unpaired = create_study(tmp_path / "study", systems, CopyWriter(), StudySettings(), baseline="base")
+    assert made == 2
+    assert [left.path for left in unpaired] == [systems["a"][1].path, systems["b"][1].path]
+    assert all("the baseline, base, has no clip for 'sentence 1'" in left.reason for left in unpaired)

@@ -78,6 +78,13 @@ def create_study(
         for first, second in comparisons
         if first in clips and second in clips and baseline in (None, second)
     ]
+    used = {source for *_, one, other in wanted for source in (one, other)}
+    unpaired += [
+        Unpaired(source.path, f"the baseline, {baseline}, has no clip for {prompt!r} to compare it with")
+        for (prompt, _), clips in groups.items()
+        for source in clips.values()
+        if source not in used
+    ]
     if not wanted:
         reason = unpaired[0].reason if unpaired else "no sentence is shared"
         raise InputError("folders", list(systems), f"share prompts ({reason})")
