@@ -238,8 +238,8 @@ def test_a_watcher_is_woken_at_each_change(engine: PretendedEngine, tmp_path: Pa
     async def live() -> list[tuple[str, int, bytes | None]]:
         jobs = Jobs(Store(tmp_path), engine, settings, Metrics())
         async with jobs.running():
-            job = jobs.submit("", resolve_request(VideoRequest(prompt="x"), engine.facts, settings), limited=False)
-            return await asyncio.wait_for(watch(engine, jobs, job.id), 10)
+            accepted = jobs.submit("", resolve_request(VideoRequest(prompt="x"), engine.facts, settings), limited=False)
+            return await asyncio.wait_for(watch(engine, jobs, accepted.job.id), 10)
 
     assert asyncio.run(live()) == [
         ("queued", 0, None),

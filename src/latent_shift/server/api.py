@@ -128,8 +128,7 @@ def _add_videos(app: FastAPI, jobs: Jobs, store: Store, settings: ServerSettings
     async def create_video(request: Request, owner: Owner) -> Video:
         """Accepts a clip to be made; ask for it again, or follow its events, until it is completed."""
         wanted = resolve_request(await _read_request(request), jobs.engine.facts, settings)
-        job = await run_in_threadpool(jobs.submit, owner, wanted, limited=bool(settings.api_keys))
-        return video(await run_in_threadpool(find, job.id, owner))
+        return video(await run_in_threadpool(jobs.submit, owner, wanted, limited=bool(settings.api_keys)))
 
     @app.get("/v1/videos", tags=["videos"])
     def list_videos(

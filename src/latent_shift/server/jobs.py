@@ -79,8 +79,8 @@ class Jobs:
             self._store.requeue()
             self._store.close()
 
-    def submit(self, owner: str, request: ClipRequest, *, limited: bool) -> Job:
-        """Accepts a job.
+    def submit(self, owner: str, request: ClipRequest, *, limited: bool) -> Snapshot:
+        """Accepts a job, and gives it as it was then: queued, however soon it is taken.
 
         Args:
             owner: whose it is.
@@ -97,8 +97,9 @@ class Jobs:
             job = self._store.create(owner, request, self._settings.max_queue, most)
         except QueueFullError as error:
             raise BusyError(str(error), self._seconds_for_one()) from error
+        accepted = self._snapshot(job)
         self.engine.submit(job.id, request, self._store.folder(job.id))
-        return job
+        return accepted
 
     def find(self, job_id: str, owner: str) -> Snapshot | None:
         """The job of this id, if there is one and it is the owner's."""
