@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -45,13 +46,15 @@ def timed(job: Job, device: torch.device) -> Callable[[], float]:
 
 
 def choose_memory_format(denoiser: Denoiser, job: Job, device: torch.device) -> str:
-    """Lays the weights out in the format in which `job` is faster (the best of two, after one to warm up)."""
-    seconds = {}
-    for name in ("contiguous", "channels_last"):
+    """Lays the weights out in the format in which `job` is faster (the best of two, in turns, each after a warm-up)."""
+
+    def run(name: str) -> float:
         set_memory_format(denoiser.network, name)
         job()
-        seconds[name] = min(timed(job, device)() for _ in range(2))
-    best = min(seconds, key=lambda name: seconds[name])
+        return timed(job, device)()
+
+    seconds = take_turns({name: partial(run, name) for name in ("contiguous", "channels_last")}, rounds=2)
+    best = min(seconds, key=lambda name: min(seconds[name]))
     set_memory_format(denoiser.network, best)
     job()
     return best
