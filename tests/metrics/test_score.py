@@ -52,12 +52,42 @@ def test_intervals_cover_what_fresh_sets_give(metric: str) -> None:
     assert np.mean(reaches) == pytest.approx(np.std(fresh), rel=0.4)
 
 
-def test_the_kernel_distance_of_clips_is_that_of_their_rows() -> None:
-    real, generated = draw(0, 9, rows=4), draw(1, 7, rows=4, shift=0.5)
-    result = score_features("kid", INFO, generated, real, options=NO_INTERVAL)
-    assert result.value == pytest.approx(kernel_distance(real.reshape(-1, 3), generated.reshape(-1, 3)), rel=1e-9)
-    assert result.interval is None
-    assert result.protocol["rows_per_clip"] == 4
+def test_the_kernel_distance_is_over_pairs_of_different_clips() -> None:
+    real, generated = draw(0, 9), draw(1, 7, shift=0.5)
+    expected = kernel_distance(real[:, 0], generated[:, 0])
+    one_row = score_features("kid", INFO, generated, real, options=NO_INTERVAL)
+    assert one_row.value == pytest.approx(expected, rel=1e-9)
+    assert one_row.interval is None
+    # Clips of frames that are all the same say no more than one of their frames.
+    still = score_features("kid", INFO, generated.repeat(4, axis=1), real.repeat(4, axis=1), options=NO_INTERVAL)
+    assert still.value == pytest.approx(expected, rel=1e-9)
+    assert still.protocol["rows_per_clip"] == 4
+    # Written out, for clips of different frames.
+    real, generated = draw(0, 5, rows=4), draw(1, 6, rows=4, shift=0.5)
+
+    def mean(a: np.ndarray, b: np.ndarray, same: bool) -> float:
+        pairs = [
+            (x.astype(np.float64) @ y / 3 + 1) ** 3
+            for i, one in enumerate(a)
+            for j, other in enumerate(b)
+            if not (same and i == j)
+            for x in one
+            for y in other
+        ]
+        return float(np.mean(pairs))
+
+    value = score_features("kid", INFO, generated, real, options=NO_INTERVAL).value
+    expected = mean(real, real, True) + mean(generated, generated, True) - 2 * mean(real, generated, False)
+    assert value == pytest.approx(expected, rel=1e-6)
+
+
+def test_sets_of_alike_frames_from_one_source_are_near_zero() -> None:
+    """Unbiased, though a clip's frames are nearly the same; with pairs within a clip it would be far above."""
+    values = []
+    for seed in range(40):
+        sets = [draw(2 * seed + k, 20) + 0.05 * draw(1000 + 2 * seed + k, 20, rows=8) for k in range(2)]
+        values.append(score_features("kid", INFO, *sets, options=NO_INTERVAL).value)
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
 def test_a_large_set_gives_some_of_its_clips_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,14 +76,14 @@ def kernel_sums(a: Rows, b: Rows) -> Rows:
     return sums
 
 
-def self_kernel(a: Rows) -> Rows:
-    """The kernel of each row `(..., n)` with itself."""
+def _self_kernel(a: Rows) -> Rows:
+    """The kernel of each row with itself."""
     values: Rows = (np.square(a).sum(axis=-1) / a.shape[-1] + 1) ** 3
     return values
 
 
 def _unbiased(a: Rows, b: Rows) -> float:
-    within = [(_total(rows, rows) - self_kernel(rows).sum()) / (len(rows) * (len(rows) - 1)) for rows in (a, b)]
+    within = [(_total(rows, rows) - _self_kernel(rows).sum()) / (len(rows) * (len(rows) - 1)) for rows in (a, b)]
     return float(within[0] + within[1] - 2 * _total(a, b) / (len(a) * len(b)))
 
 

@@ -33,7 +33,7 @@ from latent_shift.core.shapes import check_at_least
 from .bootstrap import bootstrap_interval
 from .extractors import FeatureInfo
 from .frechet import check_enough, moments_distance
-from .kernel import kernel_sums, self_kernel
+from .kernel import kernel_sums
 from .moments import Moments
 from .result import MetricResult
 from .scores import clip_similarity, inception_score
@@ -188,7 +188,10 @@ def _moments(rows: FeatureRows) -> Moments:
 
 
 def _kernel(real: FeatureRows, generated: FeatureRows, seed: int) -> _Scored:
-    """All rows of at most `_KERNEL_ROWS`, at once; of larger sets, so many rows of clips drawn with `seed`."""
+    """The unbiased distance, over pairs of rows of different clips: rows of one clip are alike, no sample of a set.
+
+    All clips of at most `_KERNEL_ROWS` rows are compared; of larger sets, as many as have so many, drawn with `seed`.
+    """
     rng = np.random.default_rng(seed)
     sets = []
     for name, rows in (("real", real), ("generated", generated)):
@@ -197,32 +200,26 @@ def _kernel(real: FeatureRows, generated: FeatureRows, seed: int) -> _Scored:
             raise InputError(name, len(rows), "have at least 2 clips")
         chosen = np.sort(rng.permutation(len(rows))[:most]) if len(rows) > most else np.arange(len(rows))
         sets.append(rows[chosen].astype(np.float64))
-    a, b = sets
-    within = [(kernel_sums(rows, rows), self_kernel(rows).sum(axis=1), rows.shape[1]) for rows in sets]
-    across = kernel_sums(a, b) / (a.shape[1] * b.shape[1])
-    value = float(sum(_pairs_of_rows(*each) for each in within) - 2 * across.mean())
+    within = [kernel_sums(rows, rows) / rows.shape[1] ** 2 for rows in sets]
+    across = kernel_sums(*sets) / (sets[0].shape[1] * sets[1].shape[1])
 
-    def resample(rng: np.random.Generator) -> float:
-        counts = [np.bincount(_draw(rng, len(rows)), minlength=len(rows)).astype(np.float64) for rows in sets]
-        pairs = sum(
-            _pairs_of_clips(sums, count) / rows**2 for (sums, _, rows), count in zip(within, counts, strict=True)
-        )
+    def distance(*counts: npt.NDArray[np.float64]) -> float:
+        """Of sets in which each clip is so many times."""
+        pairs = sum(_mean_over_pairs(means, count) for means, count in zip(within, counts, strict=True))
         return float(pairs - 2 * counts[0] @ across @ counts[1] / (counts[0].sum() * counts[1].sum()))
 
+    def resample(rng: np.random.Generator) -> float:
+        return distance(*(np.bincount(_draw(rng, len(rows)), minlength=len(rows)).astype(np.float64) for rows in sets))
+
+    value = distance(*(np.ones(len(rows)) for rows in sets))
     return _Scored(value, resample, {"kernel": "(x.y / n + 1)^3", "compared_clips": [len(rows) for rows in sets]})
 
 
-def _pairs_of_rows(sums: npt.NDArray[np.float64], own: npt.NDArray[np.float64], rows: int) -> float:
-    """Mean kernel over pairs of different rows."""
-    count = len(sums) * rows
-    return float((sums.sum() - own.sum()) / (count * (count - 1)))
-
-
-def _pairs_of_clips(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
-    """Mean sum of the kernel over pairs of different clips of a resample, which are not the same clip drawn twice."""
+def _mean_over_pairs(kernel: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
+    """Mean kernel of two clips that are different ones, and not the same drawn twice."""
     same = np.square(counts)
     pairs = float(counts.sum() ** 2 - same.sum())
-    return float((counts @ sums @ counts - same @ np.diagonal(sums)) / pairs) if pairs else 0.0
+    return float((counts @ kernel @ counts - same @ np.diagonal(kernel)) / pairs) if pairs else 0.0
 
 
 def _similarity(generated: FeatureRows, texts: npt.NDArray[np.float32]) -> _Scored:
