@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import logging
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +11,10 @@ from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.shapes import check_at_least
 
-if TYPE_CHECKING:
-    from latent_shift.server import Engine, ServerSettings
+from ._listen import allowed_hosts, listen, run
 
-_SHUTDOWN_SECONDS = 5
+if TYPE_CHECKING:
+    from latent_shift.server import Engine
 
 
 def serve(
@@ -59,7 +56,7 @@ def serve(
     for option, value in (("--max-batch", max_batch), ("--max-frames", max_frames), ("--max-side", max_side)):
         check_at_least(option, 1 if value is None else value, 1)
     try:
-        from latent_shift.server import ServerSettings
+        from latent_shift.server import ServerSettings, create_app
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
 
@@ -73,14 +70,16 @@ def serve(
         "keep_bytes": keep_gb * 1e9 // 1,
         "api_keys": _read_keys(api_keys),
         "allowed_origins": tuple(allow_origin or ()),
-        "allowed_hosts": _hosts(host, allow_host or []),
+        "allowed_hosts": allowed_hosts(host, allow_host or []),
     }
     parse_config(ServerSettings, limits)  # what is wrong is said before the model is loaded
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         engine = _load(model, preset, device, dtype, max_batch)
         limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
         limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
-        _run(engine, parse_config(ServerSettings, limits), listener)
+        app = create_app(engine, parse_config(ServerSettings, limits))
+        warning = None if limits["api_keys"] else "may use it; see --api-keys"
+        run(app, listener, f"serves {engine.facts.name}", warning)
 
 
 def _load(model: str, preset: str | None, device: str, dtype: str, max_batch: int) -> Engine:
@@ -95,37 +94,6 @@ def _load(model: str, preset: str | None, device: str, dtype: str, max_batch: in
     return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise InputError("--port", port, "be from 0 to 65535")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise InputError("--host and --port", f"{host}:{port}", f"be an address to listen on ({error})") from error
-
-
-def _run(engine: Engine, settings: ServerSettings, listener: socket.socket) -> None:
-    import uvicorn
-
-    from latent_shift.server import create_app
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    config = uvicorn.Config(
-        create_app(engine, settings),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-        lifespan="on",
-    )
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{address}:{port} serves {engine.facts.name}; Ctrl-C stops it")
-    if not (settings.api_keys or _is_loopback(host)):
-        typer.echo("latent-shift: warning: whoever reaches this address may use it; see --api-keys", err=True)
-    uvicorn.Server(config).run(sockets=[listener])
-
-
 def _read_keys(path: Path | None) -> frozenset[str]:
     if path is None:
         return frozenset()
@@ -136,18 +104,3 @@ def _read_keys(path: Path | None) -> frozenset[str]:
     if not keys:
         raise InputError("--api-keys", str(path), "hold at least one key")
     return keys
-
-
-def _hosts(host: str, names: list[str]) -> frozenset[str] | None:
-    """On this machine alone, only its own names; elsewhere, the given names, or all."""
-    local = {"localhost", "127.0.0.1", "::1"}
-    if _is_loopback(host) or names:
-        return frozenset({*local, host, *names})
-    return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

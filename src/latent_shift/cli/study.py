@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import logging
-import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from latent_shift.core.config import load_config
 from latent_shift.core.errors import InputError, MissingExtraError
 
-if TYPE_CHECKING:
-    from latent_shift.study import Store
+from ._listen import allowed_hosts, listen, run
 
-_SHUTDOWN_SECONDS = 5
 _MOST_UNPAIRED = 20
 
 study = typer.Typer(
@@ -98,26 +93,15 @@ def serve(
       latent-shift study serve my-study --host 0.0.0.0 --allow-host study.example.org
     """
     try:
-        import uvicorn
-
         from latent_shift.study.app import create_app
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "study") from error
     from latent_shift.study import Store
 
     store = Store(folder)
-    with _listen(host, port) as listener:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        config = uvicorn.Config(
-            create_app(store, _hosts(host, allow_host or [])),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-            lifespan="on",
-        )
-        _greet(store, *listener.getsockname()[:2])
-        uvicorn.Server(config).run(sockets=[listener])
+    with listen(host, port) as listener:
+        app = create_app(store, allowed_hosts(host, allow_host or []))
+        run(app, listener, f"asks about {store.settings.title!r}", "may take part, over plain HTTP")
 
 
 @study.command()
@@ -163,34 +147,3 @@ def _named(systems: list[str]) -> dict[str, Path]:
             raise InputError("systems", system, "have a name of its own, as name=folder")
         named[name] = path
     return named
-
-
-def _greet(store: Store, host: str, port: int) -> None:
-    address = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{address}:{port} asks about {store.settings.title!r}; Ctrl-C stops it")
-    if not _is_loopback(host):
-        typer.echo("latent-shift: warning: whoever reaches this address may take part, over plain HTTP", err=True)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise InputError("--port", port, "be from 0 to 65535")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise InputError("--host and --port", f"{host}:{port}", f"be an address to listen on ({error})") from error
-
-
-def _hosts(host: str, names: list[str]) -> frozenset[str] | None:
-    """On this machine alone, only its own names; elsewhere, the given names, or all."""
-    local = {"localhost", "127.0.0.1", "::1"}
-    if _is_loopback(host) or names:
-        return frozenset({*local, host, *names})
-    return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
