@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from latent_shift.study import Source, Store, StudySettings, create_study
-from latent_shift.study.store import ClipFacts
+from latent_shift.study.records import ClipFacts
 
 FACTS = ClipFacts(frames=4, width=32, height=32, fps=8, columns=2, gap=2, frames_per_sheet=4)
 

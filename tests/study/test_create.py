@@ -11,7 +11,7 @@ import pytest
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.study import Source, Store, StudySettings, create_study, find_sources
 from latent_shift.study.pairing import pair_sources
-from latent_shift.study.store import ClipFacts
+from latent_shift.study.records import ClipFacts
 
 from .conftest import CopyWriter, sources
 

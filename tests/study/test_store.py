@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.study import Store
-from latent_shift.study.store import ConflictError, State, UnknownItemError, UnknownRaterError
+from latent_shift.study import Store, StudySettings, create_study, read_report
+from latent_shift.study.records import State
+from latent_shift.study.store import ConflictError, UnknownItemError, UnknownRaterError
 
-from .conftest import Clock, Make, begin, both
+from .conftest import Clock, CopyWriter, Make, begin, both, sources
 
 
 def answer(store: Store, token: str, state: State, side: str = "left") -> State:
@@ -27,6 +28,12 @@ def work(store: Store, token: str) -> State:
     while state.status == "rate":
         state = answer(store, token, state)
     return state
+
+
+def scrambled_side(store: Store, state: State) -> str:
+    """Where the scrambled clip is: `CopyWriter` writes bytes backwards. Of a pair, the left."""
+    assert state.item is not None
+    return "right" if store.files[state.item.right.file_name(0)].read_bytes()[:1].isdigit() else "left"
 
 
 def pair_votes(store: Store) -> Counter[int]:
@@ -147,6 +154,86 @@ def test_who_has_rated_may_finish_instead_of_waiting(make: Make) -> None:
     assert store.finish(one).status == "finished"
 
 
+@pytest.mark.parametrize(("names", "baseline", "most"), [("abc", None, 3), ("abcd", None, 6), ("abcd", "d", 3)])
+def test_no_rater_sees_a_clip_in_two_pairs(tmp_path: Any, names: str, baseline: str | None, most: int) -> None:
+    """Of three systems one pair of a sentence, of four two; with a baseline, which is in every pair, one."""
+    systems = {name: sources(tmp_path / "clips", name, most) for name in names}
+    create_study(
+        tmp_path / "study",
+        systems,
+        CopyWriter(),
+        StudySettings(raters_per_pair=2, checks_per_rater=0),
+        baseline=baseline,
+    )
+    store = Store(tmp_path / "study")
+    pairs = len(store.pairs())
+    per_sentence = 2 if (len(names), baseline) == (4, None) else 1
+    assert store.quota == per_sentence * most
+    tokens = []
+    while pair_votes(store).total() < 2 * pairs:
+        tokens.append(begin(store))
+        assert work(store, tokens[-1]).status == "ready"
+        assert len(tokens) <= 4 * len(names)
+    for token in tokens:
+        done = store.state(token).done
+        items = [store.item(token, position) for position in range(1, done + 1)]
+        names_seen = [clip.name for item in items for clip in (item.left, item.right)]
+        assert len(names_seen) == len(set(names_seen))
+    assert set(pair_votes(store).values()) == {2}
+    store.close()
+
+
+def test_the_last_raters_meet_checks_and_know_how_many_are_left(make: Make) -> None:
+    """Six pairs of one vote each: the first rater is asked about four, so the second about two; both are checked."""
+    store = make(6, raters_per_pair=1, pairs_per_rater=4, checks_per_rater=2)
+    for pairs in (4, 2):
+        token = begin(store)
+        totals, state = [], store.state(token)
+        while state.status == "rate":
+            totals.append(state.total)
+            state = answer(store, token, state)
+        assert totals == [pairs + 2] * (pairs + 2)
+        assert (state.status, state.done, state.total) == ("ready", pairs + 2, pairs + 2)
+    late = store.join()
+    assert store.train(late, both("left")) != store.train(late, both("right"))
+    assert (store.state(late).status, store.state(late).total) == ("full", 0)
+
+
+def test_checks_come_even_if_others_take_the_pairs_before_them(make: Make) -> None:
+    store = make(8, raters_per_pair=1, pairs_per_rater=8, checks_per_rater=1)
+    slow = [begin(store) for _ in range(4)]
+    states = [store.state(token) for token in slow]
+    work(store, begin(store))
+    for token, state in zip(slow, states, strict=True):
+        end = answer(store, token, state)
+        while end.status == "rate":
+            end = answer(store, token, end)
+        assert end.status in ("ready", "wait")
+        assert end.done == 2  # the pair that was leased, and a check
+
+
+def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make) -> None:
+    store = make(3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
+    careless = begin(store)
+    state = store.state(careless)
+    while state.item is not None:
+        state = answer(store, careless, state, scrambled_side(store, state))
+    assert pair_votes(store).total() == 3
+    other = begin(store)
+    assert store.state(other).status == "full"  # until the first has finished
+    assert store.finish(careless).code
+    assert [rater.rejected for rater in store.raters()] == [True, False]
+    state = store.state(other)
+    while state.item is not None:
+        state = answer(store, other, state, "right" if scrambled_side(store, state) == "left" else "left")
+    store.finish(other)
+    assert [rater.rejected for rater in store.raters()] == [True, False]
+    report = read_report(store)
+    assert (report.rejected, [rater.counted for rater in report.raters]) == (1, [False, True])
+    assert report.comparisons[0].complete == 3
+    assert all(sum(pair.votes["quality"].values()) == 1 for pair in report.pairs)
+
+
 def test_what_is_refused(make: Make) -> None:
     store = make(2)
     token = begin(store, "worker-1")
@@ -186,7 +273,7 @@ def test_what_is_no_study(tmp_path: Any) -> None:
         Store(tmp_path)
     (tmp_path / "study.sqlite").unlink()
     sqlite3.connect(tmp_path / "study.sqlite").close()
-    with pytest.raises(DataError, match="has version 0, this program reads version 1"):
+    with pytest.raises(DataError, match="has version 0, this program reads version 2"):
         Store(tmp_path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from latent_shift.core.errors import InputError
 from latent_shift.media import Frames, contact_sheet, read_video, write_video
-from latent_shift.study.store import ClipFacts
+from latent_shift.study.records import ClipFacts
 
 _QUALITY = 95
 _MAX_SHEET_PIXELS = 4096 * 4096  # what phones still decode

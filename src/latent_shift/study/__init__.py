@@ -2,9 +2,10 @@
 
 from .create import ClipWriter, System, create_study
 from .pairing import Source, Unpaired, find_sources
+from .records import Clip, Pair
 from .report import read_report, write_report
 from .settings import StudySettings
-from .store import Clip, Pair, Store
+from .store import Store
 
 __all__ = [
     "Clip",

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latent_shift.core.errors import InputError
 
-from .store import Clip, ConflictError, Shown, Side, State, Status, Store, UnknownItemError, UnknownRaterError
+from .records import Clip, Shown, Side, State, Status
+from .store import ConflictError, Store, UnknownItemError, UnknownRaterError
 
 _MAX_BODY_BYTES = 16 * 1024
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")

@@ -14,8 +14,9 @@ from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path
 
 from .pairing import Source, Unpaired, pair_sources
+from .records import Clip, ClipFacts, NewPair
 from .settings import StudySettings
-from .store import CLIPS_FOLDER, Clip, ClipFacts, NewPair, Store
+from .store import CLIPS_FOLDER, Store
 
 System: TypeAlias = tuple[str, Sequence[Source]]
 """A name and the clips of it."""

@@ -101,6 +101,8 @@ def _lead(report: Report) -> str:
         f"{len(working)} raters gave {votes} votes on {len(report.pairs)} pairs; {complete} pairs have all "
         f"{report.raters_per_pair} votes."
     )
+    if report.rejected:
+        lead += f" The study rejected {report.rejected} more, and others were asked about their pairs."
     left_out = sum(not rater.counted for rater in working)
     if report.min_attention:
         lead += (

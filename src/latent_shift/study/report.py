@@ -14,9 +14,10 @@ from latent_shift.core.config import Config
 from latent_shift.core.files import atomic_path
 
 from .pages import to_html, to_markdown
+from .records import Pair, Rater, Vote
 from .settings import QUESTIONS
 from .statistics import fleiss_kappa, sign_test, wilson_interval
-from .store import Pair, Rater, Store, Vote
+from .store import Store
 
 Choice = Literal["first", "second", "same"]
 _CHOICES: tuple[Choice, ...] = ("first", "second", "same")
@@ -103,6 +104,9 @@ class Report(Config):
     title: str
     raters_per_pair: int
     min_attention: float
+    """Asked for by whoever reads the report, beside what the study asks for."""
+    rejected: int
+    """Raters who finished and do not count, because they failed the study's attention checks."""
     comparisons: tuple[ComparisonResult, ...]
     pairs: tuple[PairResult, ...]
     raters: tuple[RaterResult, ...]
@@ -113,12 +117,14 @@ def read_report(store: Store, min_attention: float = 0.0) -> Report:
 
     Args:
         store: the study.
-        min_attention: raters who passed a smaller share of the attention checks that they met are left out, in [0, 1].
+        min_attention: raters who passed a smaller share of the attention checks that they met are left out, in [0, 1];
+            those whom the study itself rejected always are.
     """
     everything = {pair.id: pair for pair in store.pairs()}
     votes = store.votes()
     attention = _attention(everything, votes)
-    left_out = {rater for rater, (passed, met) in attention.items() if passed < min_attention * met}
+    rejected = {rater.id for rater in store.raters() if rater.rejected}
+    left_out = rejected | {rater for rater, (passed, met) in attention.items() if passed < min_attention * met}
     by_pair: dict[int, list[Vote]] = {pair.id: [] for pair in everything.values() if pair.kind == "pair"}
     for vote in votes:
         if vote.pair in by_pair and vote.rater not in left_out:
@@ -135,6 +141,7 @@ def read_report(store: Store, min_attention: float = 0.0) -> Report:
         title=store.settings.title,
         raters_per_pair=needed,
         min_attention=min_attention,
+        rejected=len(rejected),
         comparisons=tuple(_comparison(first, second, group, needed) for (first, second), group in groups.items()),
         pairs=tuple(pairs.values()),
         raters=tuple(

@@ -35,9 +35,11 @@ class StudySettings(Config):
     raters_per_pair: int = Field(default=5, ge=1, le=1000)
     """Different raters of each pair; the paper has 5."""
     pairs_per_rater: int = Field(default=20, ge=1, le=10_000)
-    """Pairs that one rater is asked about, besides the attention checks."""
+    """Pairs that one rater is asked about at most, besides the attention checks; no clip is shown twice."""
     checks_per_rater: int = Field(default=2, ge=0, le=100)
     """Attention checks that one rater meets, at random places among the pairs."""
+    min_attention: float = Field(default=0.0, ge=0, le=1)
+    """Who finishes and passed a smaller share of the attention checks does not count, and others get the pairs."""
     allow_ties: bool = False
     """Whether raters may answer that they see no difference."""
     lease_minutes: float = Field(default=10, gt=0, le=1440)

@@ -4,6 +4,9 @@ A pair that is shown to a rater is leased to it: a row of `assignments` without 
 `leased_until`. A pair is given out while its votes and live leases are fewer than it needs, the one with the fewest
 first. An answer that comes after its lease ran out is taken if there is still room. So a pair never gets a vote too
 many, however many raters arrive at once and however many leave half-way, and a report can be read at any moment.
+
+Nobody is given two pairs with a clip in common: whoever sees a clip again knows which system is compared with all.
+Votes of raters who finished and had failed their attention checks do not count; their pairs are given out again.
 """
 
 from __future__ import annotations
@@ -15,26 +18,20 @@ import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from latent_shift.core.config import Config
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
+from .records import Answers, Clip, ClipFacts, NewPair, Pair, Rater, Shown, Side, State, Vote
 from .settings import QUESTIONS, StudySettings
 
 CLIPS_FOLDER = "clips"
 DATABASE = "study.sqlite"
 
-Side: TypeAlias = Literal["left", "right", "same"]
-Answers: TypeAlias = Mapping[str, Side]
-"""A side for each of `QUESTIONS`; `same` where the study allows ties."""
-Status: TypeAlias = Literal["training", "rate", "wait", "ready", "finished", "full"]
-
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE study (settings TEXT NOT NULL);
 CREATE TABLE clips (
@@ -56,7 +53,8 @@ CREATE TABLE raters (
     worker TEXT UNIQUE,
     code TEXT NOT NULL,
     checks_after TEXT NOT NULL,
-    joined_at REAL NOT NULL, trained_at REAL, finished_at REAL
+    joined_at REAL NOT NULL, trained_at REAL, finished_at REAL,
+    rejected INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE assignments (
     id INTEGER PRIMARY KEY,
@@ -71,13 +69,16 @@ CREATE TABLE assignments (
 CREATE INDEX assignments_of_pair ON assignments (pair);
 PRAGMA user_version = {_VERSION};
 """
+_COUNTED = "SELECT count(*) FROM assignments JOIN raters ON raters.id = rater WHERE pair = pairs.id AND NOT rejected"
+_VOTES = f"({_COUNTED} AND answered_at IS NOT NULL)"
 # Votes and live leases of a pair, but for those of one rater.
-_TAKEN = (
-    "(SELECT count(*) FROM assignments WHERE pair = pairs.id AND rater != :rater "
-    "AND (answered_at IS NOT NULL OR leased_until > :now))"
+_TAKEN = f"({_COUNTED} AND rater != :rater AND (answered_at IS NOT NULL OR leased_until > :now))"
+_NEW_CHECK = "NOT EXISTS (SELECT 1 FROM assignments WHERE pair = pairs.id AND rater = :rater)"
+_NEW_PAIR = (
+    "NOT EXISTS (SELECT 1 FROM assignments JOIN pairs AS seen ON seen.id = pair WHERE rater = :rater "
+    "AND seen.kind = 'pair' AND (seen.first_clip IN (pairs.first_clip, pairs.second_clip) "
+    "OR seen.second_clip IN (pairs.first_clip, pairs.second_clip)))"
 )
-_VOTES = "(SELECT count(*) FROM assignments WHERE pair = pairs.id AND answered_at IS NOT NULL)"
-_NEW_TO_RATER = "NOT EXISTS (SELECT 1 FROM assignments WHERE pair = pairs.id AND rater = :rater)"
 
 
 class UnknownRaterError(LatentShiftError):
@@ -90,125 +91,6 @@ class UnknownItemError(LatentShiftError):
 
 class ConflictError(LatentShiftError):
     """What was asked for is not possible now, though it may have been before."""
-
-
-class ClipFacts(Config):
-    """How a clip lies on its sheets: pictures with the frames in rows, from left to right and from top to bottom."""
-
-    frames: int
-    """Frames of the clip."""
-    width: int
-    """Of a frame, pixels."""
-    height: int
-    """Of a frame, pixels."""
-    fps: float
-    """Frames a second."""
-    columns: int
-    """Frames side by side on a sheet."""
-    gap: int
-    """Pixels between two frames of a sheet."""
-    frames_per_sheet: int
-    """Frames of each sheet but the last, which has the rest."""
-
-    @property
-    def sheets(self) -> int:
-        """Pictures that hold the clip."""
-        return -(-self.frames // self.frames_per_sheet)
-
-
-class Clip(ClipFacts):
-    """A clip of a study, under a name that says nothing about whose it is."""
-
-    name: str
-    """32 random hexadecimal digits."""
-
-    def file_name(self, sheet: int) -> str:
-        """The name of a sheet's file, in the study's folder of clips and in its address."""
-        return f"{self.name}-{sheet}.webp"
-
-
-@dataclass(frozen=True)
-class NewPair:
-    """Two clips of one sentence. `kind` is `pair`, `check` (the first is the right answer) or `training` (as well)."""
-
-    kind: Literal["pair", "check", "training"]
-    prompt: str
-    first: str
-    second: str
-    first_clip: Clip
-    second_clip: Clip
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Two clips as one rater sees them.
-
-    Attributes:
-        position: counts from 1 what this rater was shown; 0 is the training example.
-        prompt: the sentence.
-        left: the clip on the left.
-        right: the clip on the right.
-        answers: what the rater said; None before it said anything.
-    """
-
-    position: int
-    prompt: str
-    left: Clip
-    right: Clip
-    answers: dict[str, Side] | None
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a rater stands.
-
-    Attributes:
-        status: `training` (see the example first), `rate` (answer `item`), `wait` (others are at all pairs that are
-            left), `ready` (all done; may go back, or finish), `finished`, or `full` (nothing was left for this rater).
-        done: pairs and checks answered.
-        total: of how many.
-        item: what to answer now, where there is something.
-        code: the completion code, once finished.
-    """
-
-    status: Status
-    done: int
-    total: int
-    item: Shown | None = None
-    code: str | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A pair or check as a report reads it; `id` is its row."""
-
-    id: int
-    kind: str
-    prompt: str
-    first: str
-    second: str
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What one rater said about one pair: `first`, `second` or `same` for each question, and how long it took."""
-
-    rater: int
-    pair: int
-    flipped: bool
-    answers: dict[str, str]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Rater:
-    """A rater as a report reads it. Times are seconds since 1970."""
-
-    id: int
-    worker: str | None
-    code: str
-    joined_at: float
-    finished_at: float | None
 
 
 class Store:
@@ -244,9 +126,9 @@ class Store:
             for sheet in range(clip.sheets)
         }
         """The files that raters may see, by the name in their address."""
-        (pairs,) = self._database.execute("SELECT count(*) FROM pairs WHERE kind = 'pair'").fetchone()
-        self.quota = min(self.settings.pairs_per_rater, int(pairs))
-        """Pairs that one rater is asked about."""
+        pairs = self._read("SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair'")
+        self.quota = min(self.settings.pairs_per_rater, _count_disjoint(pairs))
+        """Pairs that one rater is asked about, at most: no clip is shown twice."""
 
     @staticmethod
     def create(folder: Path, settings: StudySettings, pairs: Sequence[NewPair]) -> None:
@@ -296,10 +178,10 @@ class Store:
             ConflictError: this worker has begun before.
         """
         token, code = secrets.token_urlsafe(24), secrets.token_hex(5).upper()
-        draw = random.SystemRandom()
         checks = min(self.settings.checks_per_rater, self.quota)
-        after = sorted(draw.sample(range(1, self.quota + 1), checks))
         with self._transaction() as database:
+            expected = max(checks, min(self.quota, self._count_left(database, None, _TAKEN)))
+            after = sorted(random.SystemRandom().sample(range(1, expected + 1), checks))
             try:
                 database.execute(
                     "INSERT INTO raters (token, worker, code, checks_after, joined_at) VALUES (?, ?, ?, ?, ?)",
@@ -386,8 +268,11 @@ class Store:
             if state.status != "finished":
                 if state.status != "ready" and not (state.status == "wait" and state.done):
                     raise ConflictError("there is something left to do before the end")
-                database.execute("UPDATE raters SET finished_at = ? WHERE id = ?", (self._clock(), rater["id"]))
-                state = State("finished", state.done, state.total, code=rater["code"])
+                database.execute(
+                    "UPDATE raters SET finished_at = ?, rejected = ? WHERE id = ?",
+                    (self._clock(), self._fails_checks(database, rater), rater["id"]),
+                )
+                state = State("finished", state.done, state.done, code=rater["code"])
             return state
 
     def pairs(self) -> list[Pair]:
@@ -407,8 +292,8 @@ class Store:
 
     def raters(self) -> list[Rater]:
         """Everybody who agreed to take part."""
-        rows = self._read("SELECT id, worker, code, joined_at, finished_at FROM raters ORDER BY id")
-        return [Rater(**dict(row)) for row in rows]
+        rows = self._read("SELECT id, worker, code, joined_at, finished_at, rejected FROM raters ORDER BY id")
+        return [Rater(**{**dict(row), "rejected": bool(row["rejected"])}) for row in rows]
 
     def _state(self, database: sqlite3.Connection, rater: sqlite3.Row) -> State:
         answered = {
@@ -421,21 +306,29 @@ class Store:
         }
         pairs, checks = answered.get("pair", 0), answered.get("check", 0)
         after = json.loads(rater["checks_after"])
-        done, total = pairs + checks, self.quota + len(after)
+        done, more_checks, more_pairs = pairs + checks, len(after) - checks, self.quota - pairs
+
+        def total(taken: str, shown: int = 0) -> int:
+            return done + shown + more_checks + min(more_pairs, self._count_left(database, rater, taken))
+
         if rater["finished_at"] is not None:
-            return State("finished", done, total, code=rater["code"])
+            return State("finished", done, done, code=rater["code"])
         if rater["trained_at"] is None:
-            return State("training", done, total, self._training(database, rater))
+            return State("training", done, total(_TAKEN), self._training(database, rater))
         row = self._open(database, rater)
-        if row is None and checks < len(after) and pairs >= after[checks]:
-            row = self._give(database, rater, "check", "0")
-        if row is None and pairs < self.quota:
-            row = self._give(database, rater, "pair", _TAKEN)
+        if row is None and more_checks and pairs >= after[checks]:
+            row = self._give(database, rater, "check")
+        if row is None and more_pairs:
+            row = self._give(database, rater, "pair")
+        if row is None and more_checks and pairs:  # others have taken the pairs that were to come before it
+            row = self._give(database, rater, "check")
         if row is not None:
-            return State("rate", done, total, self._shown(row))
-        if pairs < self.quota and self._may_come_free(database, rater):
-            return State("wait", done, total)
-        return State("ready" if done else "full", done, total)
+            more_checks -= row["kind"] == "check"
+            more_pairs -= row["kind"] == "pair"
+            return State("rate", done, total(_TAKEN, shown=1), self._shown(row))
+        if more_pairs and self._count_left(database, rater, _VOTES):
+            return State("wait", done, total(_VOTES))
+        return State("ready" if done else "full", done, done)
 
     def _open(self, database: sqlite3.Connection, rater: sqlite3.Row) -> sqlite3.Row | None:
         """What the rater was shown and has not answered, leased anew; None if there is nothing, or others took it."""
@@ -455,12 +348,13 @@ class Store:
         )
         return self._with_pair(database, "assignments.id = ?", row["id"])
 
-    def _give(self, database: sqlite3.Connection, rater: sqlite3.Row, kind: str, taken: str) -> sqlite3.Row | None:
-        """Leases what fewest have: a pair with room, or a check; None where there is none."""
+    def _give(self, database: sqlite3.Connection, rater: sqlite3.Row, kind: str) -> sqlite3.Row | None:
+        """Leases the pair with room that fewest have, or any check; None where there is none."""
         now = self._clock()
         facts = {"rater": rater["id"], "now": now, "kind": kind, "most": self.settings.raters_per_pair}
+        taken, new = (_TAKEN, _NEW_PAIR) if kind == "pair" else ("0", _NEW_CHECK)
         found = database.execute(
-            f"SELECT id, {taken} AS taken FROM pairs WHERE kind = :kind AND taken < :most AND {_NEW_TO_RATER} "
+            f"SELECT id, {taken} AS taken FROM pairs WHERE kind = :kind AND taken < :most AND {new} "
             "ORDER BY taken, random() LIMIT 1",
             facts,
         ).fetchone()
@@ -479,13 +373,24 @@ class Store:
         kind, taken = database.execute(f"SELECT kind, {_TAKEN} FROM pairs WHERE id = :pair", facts).fetchone()
         return bool(kind == "check" or taken < self.settings.raters_per_pair)
 
-    def _may_come_free(self, database: sqlite3.Connection, rater: sqlite3.Row) -> bool:
-        """Whether a pair is new to the rater, lacks votes, and is only leased to others."""
-        facts = {"rater": rater["id"], "most": self.settings.raters_per_pair}
-        found = database.execute(
-            f"SELECT 1 FROM pairs WHERE kind = 'pair' AND {_NEW_TO_RATER} AND {_VOTES} < :most LIMIT 1", facts
-        )
-        return found.fetchone() is not None
+    def _count_left(self, database: sqlite3.Connection, rater: sqlite3.Row | None, taken: str) -> int:
+        """Pairs that the rater, or a new one, could be given one after the other: with room, and no clip twice.
+
+        `taken` is what counts as taken: `_TAKEN`, or `_VOTES` for what may come free.
+        """
+        facts = {"rater": rater["id"] if rater else 0, "now": self._clock(), "most": self.settings.raters_per_pair}
+        query = f"SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair' AND {_NEW_PAIR} AND {taken} < :most"
+        return _count_disjoint(database.execute(query, facts))
+
+    def _fails_checks(self, database: sqlite3.Connection, rater: sqlite3.Row) -> bool:
+        """Whether the rater passed fewer of the attention checks than the study asks for."""
+        right = " AND ".join(f"{question} = 'first'" for question in QUESTIONS)
+        passed, met = database.execute(
+            f"SELECT coalesce(sum({right}), 0), count(*) FROM assignments JOIN pairs ON pairs.id = pair "
+            "WHERE rater = ? AND kind = 'check' AND answered_at IS NOT NULL",
+            (rater["id"],),
+        ).fetchone()
+        return bool(passed < self.settings.min_attention * met)
 
     def _training(self, database: sqlite3.Connection, rater: sqlite3.Row) -> Shown:
         row = database.execute("SELECT * FROM pairs WHERE kind = 'training'").fetchone()
@@ -501,8 +406,8 @@ class Store:
 
     def _with_pair(self, database: sqlite3.Connection, where: str, *values: Any) -> sqlite3.Row | None:
         found: sqlite3.Row | None = database.execute(
-            "SELECT assignments.*, prompt, first_clip, second_clip FROM assignments JOIN pairs ON pairs.id = pair "
-            f"WHERE {where}",
+            "SELECT assignments.*, kind, prompt, first_clip, second_clip "
+            f"FROM assignments JOIN pairs ON pairs.id = pair WHERE {where}",
             values,
         ).fetchone()
         return found
@@ -565,3 +470,17 @@ def _digest(token: str) -> str:
 def _flips_training(rater: sqlite3.Row) -> bool:
     """Whether the whole clip is on the right for this rater."""
     return int(rater["token"][0], 16) % 2 == 1
+
+
+def _count_disjoint(pairs: Iterable[sqlite3.Row]) -> int:
+    """How many of the pairs can be shown in turn without a clip twice.
+
+    They are taken as they come, which finds the most where no pair is used up.
+    """
+    seen: set[int] = set()
+    count = 0
+    for pair in pairs:
+        if seen.isdisjoint(pair):
+            seen.update(pair)
+            count += 1
+    return count
