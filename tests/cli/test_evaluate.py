@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from latent_shift import evaluation
+from latent_shift.evaluation import protocols
 from latent_shift.evaluation.folder import DEFAULT_METRICS
 from latent_shift.media import write_video
 
@@ -94,3 +95,35 @@ def test_missing_weights_are_one_line(refused: Refused, tmp_path: Path) -> None:
     assert "sha256 bec6519f" in line
     assert "models/metrics/i3d_torchscript.pt" in line
     assert refused("evaluate", "folder", "nowhere").startswith("generated must be a folder that exists")
+
+
+@pytest.mark.parametrize("name", ["msrvtt", "ucf101"])
+def test_protocols_get_their_options(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked = protocols.Protocol(name, [], [], (), {})
+    seen: list[Any] = []
+    monkeypatch.setattr(protocols, name, lambda *arguments: seen.append(arguments) or asked)
+
+    def evaluate(*arguments: Any) -> protocols.Evaluated:
+        seen.append(arguments)
+        return protocols.Evaluated(Path("clips-1"), {"steps": 7}, 3, 8, [])
+
+    monkeypatch.setattr(evaluation, "evaluate_protocol", evaluate)
+    own = ("--captions", "one") if name == "msrvtt" else ("--samples", "8")
+    flags = ("--model", "m", "--part", "2/8", "--steps", "7", "--metric", "flicker", "--seed", "5", *own)
+    result = run("evaluate", name, "data", *flags)
+    assert result.out.splitlines()[0] == "clips-1: 3 of 8 clips (steps=7)"
+    (data, _, seed), (protocol, model, output, options, *_) = seen
+    assert (data, seed, protocol, model, str(output)) == ("data", 5, asked, "m", "runs/evaluation")
+    assert options == evaluation.ProtocolOptions(steps=7, part=(2, 8), metrics=("flicker",))
+    assert json.loads(run("evaluate", name, "data", *flags, "--json").out) == {
+        "folder": "clips-1",
+        "made": 3,
+        "wanted": 8,
+        "settings": {"steps": 7},
+        "scores": [],
+    }
+
+
+def test_a_part_that_is_none_is_refused(refused: Refused) -> None:
+    message = refused("evaluate", "ucf101", "data", "--model", "m", "--part", "2")
+    assert message == "--part must be NUMBER/OF, as 2/8, got '2'"

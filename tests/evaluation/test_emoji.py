@@ -10,7 +10,7 @@ import pytest
 from latent_shift.core.errors import InputError
 from latent_shift.data.heldout import load_heldout, stage_records
 from latent_shift.data.records import CaptionedVideoFolder
-from latent_shift.evaluation import EvaluationOptions, evaluate_emoji
+from latent_shift.evaluation import EvaluationOptions, evaluate_emoji, samples
 from latent_shift.evaluation import emoji as protocol
 from latent_shift.evaluation.subjects import SETS, emoji_subjects
 
@@ -122,13 +122,13 @@ def test_a_second_run_makes_only_what_is_missing(
     lost = sorted(before)[1]
     (output / lost).unlink()
     made: list[str] = []
-    make = protocol._ClipStore._make
+    make = samples.SampleStore._make
 
     def counted(store: Any, subjects: Any) -> Any:
         made.extend(subject.prompt for subject in subjects)
         return make(store, subjects)
 
-    monkeypatch.setattr(protocol._ClipStore, "_make", counted)
+    monkeypatch.setattr(samples.SampleStore, "_make", counted)
     arguments: Any = (emoji_data, output, OPTIONS, str(road / "image/model"), "cpu", "fp32")
     again = evaluate_emoji(str(road / "video/model"), *arguments)
     assert len(made) == 1

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from latent_shift.core.errors import InputError
+
+if TYPE_CHECKING:
+    from latent_shift.evaluation import ProtocolOptions
+    from latent_shift.evaluation.protocols import Protocol
 
 evaluate = typer.Typer(
     name="evaluate", help="Measure models, and clips by anybody.", no_args_is_help=True, rich_markup_mode=None
@@ -123,6 +129,132 @@ def folder(
         typer.echo(json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False))
     else:
         typer.echo("\n".join(map(str, results)))
+
+
+Model = Annotated[str, typer.Option(help="A model by name or a folder.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the clips are kept.")]
+Part = Annotated[
+    str | None, typer.Option(help="Make only a share of the clips, as 2/8, and score nothing; for several machines.")
+]
+Scheduler = Annotated[str, typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps).")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the scheduler's]")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="A name of docs/metrics.md instead of the protocol's; may be repeated."),
+]
+Weights = Annotated[Path, typer.Option(help="Folder of the weight files that you fetched.")]
+Seed = Annotated[int, typer.Option(help="All clips' seeds follow from it.")]
+BatchSize = Annotated[int, typer.Option(help="Clips made at once.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON, for programs.")]
+
+
+@evaluate.command()
+def msrvtt(
+    data: Annotated[str, typer.Argument(help="MSR-VTT's JSON, or its folder.")],
+    model: Model,
+    captions: Annotated[str, typer.Option(help="all, as the paper, or one of each video.")] = "all",
+    output: Output = Path("runs/evaluation"),
+    part: Part = None,
+    scheduler: Scheduler = "dpm++",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    metrics: Metrics = None,
+    weights: Weights = Path("models/metrics"),
+    seed: Seed = 0,
+    batch_size: BatchSize = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The paper's Table 1: FID and CLIPSIM of frames over MSR-VTT's test captions. A rerun goes on.
+
+    Examples:
+      latent-shift evaluate msrvtt data/msrvtt --model my-model --scheduler ddpm
+
+      latent-shift evaluate msrvtt data/msrvtt --model my-model --captions one --part 1/4
+    """
+    from latent_shift.evaluation import ProtocolOptions, protocols
+
+    options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
+    protocol = protocols.msrvtt(data, cast("Any", captions), seed)
+    _evaluate(protocol, model, output, options, weights, device, dtype, as_json)
+
+
+@evaluate.command()
+def ucf101(
+    data: Annotated[str, typer.Argument(help="The folder of UCF-101.")],
+    model: Model,
+    samples: Annotated[int, typer.Option(help="Clips to make.")] = 10_000,
+    output: Output = Path("runs/evaluation"),
+    part: Part = None,
+    scheduler: Scheduler = "dpm++",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    metrics: Metrics = None,
+    weights: Weights = Path("models/metrics"),
+    seed: Seed = 0,
+    batch_size: BatchSize = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The paper's Table 2: Inception Score and FVD of a model finetuned on UCF-101. A rerun goes on.
+
+    Examples:
+      latent-shift evaluate ucf101 data/UCF-101 --model runs/paper-ucf101/model --scheduler ddpm
+
+      latent-shift evaluate ucf101 data/UCF-101 --model my-model --samples 2048 --metric fvd --json
+    """
+    from latent_shift.evaluation import ProtocolOptions, protocols
+
+    options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
+    protocol = protocols.ucf101(data, samples, seed)
+    _evaluate(protocol, model, output, options, weights, device, dtype, as_json)
+
+
+def _evaluate(
+    protocol: Protocol,
+    model: str,
+    output: Path,
+    options: ProtocolOptions,
+    weights: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    from latent_shift.evaluation import evaluate_protocol
+
+    from ._progress import progress_bars
+    from ._quiet import quiet_libraries
+
+    quiet_libraries()
+    with progress_bars() as show:
+        done = evaluate_protocol(protocol, model, output, options, weights, device, dtype, show)
+    if as_json:
+        scores = [result.to_json() for result in done.results]
+        facts = {"folder": str(done.folder), "made": done.made, "wanted": done.wanted}
+        facts |= {"settings": done.settings, "scores": scores}
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    made_with = ", ".join(f"{name}={value}" for name, value in done.settings.items())
+    typer.echo(f"{done.folder}: {done.made} of {done.wanted} clips ({made_with})")
+    typer.echo("\n".join(map(str, done.results)) or "scores: the same command without --part")
+
+
+def _read_part(part: str | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    number, _, parts = part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        raise InputError("--part", part, "be NUMBER/OF, as 2/8")
+    return int(number), int(parts)
+
+
+def _as_tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names else None
 
 
 def _table(result: dict[str, Any]) -> str:

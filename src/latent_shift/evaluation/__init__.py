@@ -2,5 +2,15 @@
 
 from .emoji import EvaluationOptions, evaluate_emoji
 from .folder import FolderOptions, evaluate_folder
+from .protocols import ProtocolOptions, evaluate_protocol, msrvtt, ucf101
 
-__all__ = ["EvaluationOptions", "FolderOptions", "evaluate_emoji", "evaluate_folder"]
+__all__ = [
+    "EvaluationOptions",
+    "FolderOptions",
+    "ProtocolOptions",
+    "evaluate_emoji",
+    "evaluate_folder",
+    "evaluate_protocol",
+    "msrvtt",
+    "ucf101",
+]

@@ -7,10 +7,8 @@ folder that is named by model and settings; a second run takes what is there. Th
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +18,11 @@ import torch
 
 from latent_shift import __version__
 from latent_shift.core.errors import InputError
-from latent_shift.core.files import atomic_path, sha256_file, write_json
+from latent_shift.core.files import atomic_path, sha256_file
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.heldout import load_heldout, verify_heldout
 from latent_shift.data.records import METADATA_FILE, CaptionedVideoFolder
-from latent_shift.media import Frames, read_video, write_video
+from latent_shift.media import Frames, read_video
 from latent_shift.metrics import (
     EfficientNetLite0,
     LabelledFeatures,
@@ -39,10 +37,8 @@ from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
 
+from .samples import Progress, SampleRequest, SampleStore, hash_folder
 from .subjects import SETS, Subject, emoji_subjects
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is done, how much of it, and how much there is."""
 
 _MATCH_FRAMES = 8
 """A clip's features are averaged over so many evenly spaced frames."""
@@ -56,6 +52,9 @@ _BOUNDARIES: dict[Row, Boundary | Literal["default"] | None] = {
     "shift_off": None,
     "base": None,
 }
+
+
+_FLOORS: tuple[Row, ...] = ("base", "shift_off")
 
 
 @dataclass(frozen=True)
@@ -148,18 +147,23 @@ def evaluate_emoji(
     if base is not None:
         rows["base"] = load_pipeline(base, device, dtype)
         rows["base"].set_progress_bar_config(disable=True)
-    hashes = {source: _folder_hash(model_folder(source)) for source in (model, base) if source is not None}
+    hashes = {source: hash_folder(model_folder(source)) for source in (model, base) if source is not None}
     store = {
-        row: _ClipStore(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options, dtype)
+        row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options, dtype)
         for row in rows
     }
-    seconds = {row: clips.make_all(subjects, report) for row, clips in store.items()}
+    requests = {name: [_request(name, subject) for subject in chosen] for name, chosen in subjects.items()}
+    everyone = [request for chosen in requests.values() for request in chosen]
+    seconds = {row: clips.make_missing(everyone, f"clips: {row}", report) for row, clips in store.items()}
+
+    def clips_of(row: Row, name: str) -> Iterable[Frames]:
+        return (read_video(store[row].path(request)).frames for request in requests[name])
 
     scorer = _Scorer(folder, network, reference, pipeline)
     result: dict[str, Any] = {
         "settings": {
             "model": Path(model).name,
-            "model_sha256": store["model"].weights,
+            "model_sha256": hashes[model],
             "latent_shift": __version__,
             "torch": torch.__version__,
             "device": str(pipeline.device),
@@ -173,18 +177,14 @@ def evaluate_emoji(
     }
     for name, chosen in subjects.items():
         report(f"scoring {name}", 0, None)
-        scores = scorer.score(name, chosen, store["model"].read(name, chosen))
+        scores = scorer.score(name, chosen, clips_of("model", name))
         if "loop" in store:
-            loops = list(store["loop"].read(name, chosen))
+            loops = list(clips_of("loop", name))
             scores["seam"] = _share(loop_closes(clip) for clip in loops)
             scores["loop"] = scorer.score(name, chosen, loops)
         scores["ceiling"] = scorer.score(name, chosen, scorer.reconstructions(chosen))
         scores["ceiling"]["seam"] = _share(loop_closes(folder.read(subject.record).frames) for subject in chosen)
-        scores["floor"] = {
-            row: scorer.score(name, chosen, store[row].read(name, chosen))
-            for row in ("base", "shift_off")
-            if row in store
-        }
+        scores["floor"] = {row: scorer.score(name, chosen, clips_of(row, name)) for row in _FLOORS if row in store}
         result[name] = scores
     result["autoencoder"] = autoencoder_psnr(pipeline, folder)
     if seconds["model"]:  # none where all clips were there
@@ -192,70 +192,25 @@ def evaluate_emoji(
     return result
 
 
-class _ClipStore:
-    """The clips of one row, in a folder named by everything that they depend on; rows with the same clips share it."""
+def _store(
+    output: Path, row: Row, weights: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
+) -> SampleStore:
+    """The clips of one row; rows that have the same clips share them."""
+    own, boundary = pipeline.config.default_guidance_scale, _BOUNDARIES[row]
+    settings = {
+        "frames": 1 if row == "base" else pipeline.config.default_frames,
+        "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
+        "model": weights,
+        "steps": options.steps,
+        "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
+        "dtype": dtype,
+        "device": pipeline.device.type,
+    }
+    return SampleStore(output, pipeline, settings, options.batch_size)
 
-    def __init__(
-        self,
-        output: Path,
-        row: Row,
-        weights: str,
-        pipeline: LatentShiftPipeline,
-        options: EvaluationOptions,
-        dtype: str,
-    ) -> None:
-        self._row, self._pipeline, self._batch_size = row, pipeline, options.batch_size
-        own = pipeline.config.default_guidance_scale
-        self.weights = weights
-        boundary = _BOUNDARIES[row]
-        self.settings = {
-            "frames": 1 if row == "base" else pipeline.config.default_frames,
-            "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
-            "model": self.weights,
-            "steps": options.steps,
-            "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
-            "dtype": dtype,
-            "device": pipeline.device.type,
-        }
-        name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
-        self._folder = output / f"clips-{name}"
 
-    def make_all(self, subjects: dict[str, list[Subject]], report: Progress) -> list[float]:
-        """Makes what is missing; returns the seconds of each clip made."""
-        write_json(self._folder / "settings.json", self.settings)
-        everyone = [(name, subject) for name, chosen in subjects.items() for subject in chosen]
-        missing = [(name, subject) for name, subject in everyone if not self._path(name, subject).is_file()]
-        seconds: list[float] = []
-        for start in range(0, len(missing), self._batch_size):
-            report(f"clips: {self._row}", len(everyone) - len(missing) + start, len(everyone))
-            batch = missing[start : start + self._batch_size]
-            started = time.perf_counter()
-            clips = self._make([subject for _, subject in batch])
-            seconds += [(time.perf_counter() - started) / len(batch)] * len(batch)
-            for (name, subject), clip in zip(batch, clips, strict=True):
-                facts = {"prompt": subject.prompt, "seed": str(subject.seed)}
-                write_video(self._path(name, subject), clip, self._pipeline.config.fps, facts, lossless=True)
-        report(f"clips: {self._row}", len(everyone), len(everyone))
-        return seconds
-
-    def read(self, name: str, subjects: Sequence[Subject]) -> Iterable[Frames]:
-        """The clips of a set, in the order of `subjects`."""
-        return (read_video(self._path(name, subject)).frames for subject in subjects)
-
-    def _path(self, name: str, subject: Subject) -> Path:
-        return self._folder / name / subject.file_name
-
-    def _make(self, subjects: Sequence[Subject]) -> Frames:
-        output: Any = self._pipeline(
-            [subject.prompt for subject in subjects],
-            num_frames=self.settings["frames"],
-            num_inference_steps=self.settings["steps"],
-            guidance_scale=self.settings["guidance_scale"],
-            boundary=self.settings["boundary"],
-            generator=[torch.Generator().manual_seed(subject.seed) for subject in subjects],
-            output_type="np",
-        )
-        return (np.asarray(output.frames) * 255).round().astype(np.uint8)
+def _request(name: str, subject: Subject) -> SampleRequest:
+    return SampleRequest(f"{name}/{subject.file_name}", subject.prompt, subject.seed)
 
 
 class _Scorer:
@@ -343,12 +298,6 @@ def _real_features(
 
 def _match_frames(frames: Frames) -> Frames:
     return frames[:: max(1, len(frames) // _MATCH_FRAMES)][:_MATCH_FRAMES]
-
-
-def _folder_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _share(hits: Iterable[bool]) -> float | None:

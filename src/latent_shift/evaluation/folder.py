@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from latent_shift.metrics.score import METRICS, ScoreOptions, check_metrics, sco
 from latent_shift.metrics.stream import FeatureRows, FramesFor, extract_together
 from latent_shift.pipelines.loading import resolve_device
 
-from .emoji import Progress
+from .samples import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -113,42 +113,115 @@ def evaluate_folder(
             clips for a metric.
         DataError: more than a tenth of a folder cannot be used, or a weight file is damaged.
     """
-    options = options or FolderOptions()
-    check_metrics(options.metrics, has_real=real is not None)
-    folders = {"generated": generated} | ({} if real is None else {"real": real})
-    files = {name: _limited(list_clips(folder, name), options) for name, folder in folders.items()}
-    networks = _networks(options, Path(weights), resolve_device(device))
-    _check_counts(options, networks, files)
-    texts = None
-    if "clipsim" in options.metrics:
-        captions = read_captions(generated, files["generated"])
+    scorer = ClipScorer(options or FolderOptions(), weights, device, has_real=real is not None)
+    sets = {
+        name: ClipFiles(str(folder), list_clips(folder, name))
+        for name, folder in (("generated", generated), ("real", real))
+        if folder is not None
+    }
+    return scorer.score(sets["generated"], sets.get("real"), progress=progress)
 
-    features: dict[str, dict[str, FeatureRows]] = {}
-    used: dict[str, list[Path]] = {}
-    for name, paths in files.items():
-        reader = _ClipReader(name, Path(folders[name]), paths, options, progress)
-        features[name] = extract_together(networks, reader, options.batch_size)
-        used[name] = reader.used
-    if "clipsim" in options.metrics:
-        clip = networks["clipsim"].extractor
-        assert isinstance(clip, ClipViTB32)
-        texts = clip.texts([captions[path] for path in used["generated"]]).numpy()
 
-    results = []
-    for metric in options.metrics:
-        if progress:
-            progress(f"score: {metric}", 0, None)
-        key = _pass_of(metric)
-        result = score_features(
-            metric,
-            networks[key].extractor.info,
-            features["generated"][key],
-            features["real"][key] if "real" in features and metric != "clipsim" else None,
-            texts if metric == "clipsim" else None,
-            options.score,
-        )
-        results.append(dataclasses.replace(result, protocol=_clip_facts(options, files, used) | result.protocol))
-    return results
+class ClipFiles(NamedTuple):
+    """Clips that are scored together: what messages call them, and their files."""
+
+    place: str
+    paths: list[Path]
+
+
+class ClipScorer:
+    """The networks of some metrics, loaded, and what they say of files."""
+
+    def __init__(
+        self, options: FolderOptions, weights: str | Path = "models/metrics", device: str = "auto", *, has_real: bool
+    ) -> None:
+        """Loads the networks.
+
+        Args:
+            options: see `FolderOptions`.
+            weights: folder of the weight files that a user has fetched.
+            device: of the networks; "auto", or a torch device.
+            has_real: whether there will be real clips to compare with.
+
+        Raises:
+            InputError: a metric is unknown or needs real clips, or a weight file is missing.
+            DataError: a weight file is damaged.
+        """
+        check_metrics(options.metrics, has_real=has_real)
+        self._options = options
+        self._networks = _networks(options, Path(weights), resolve_device(device))
+
+    def check_counts(self, **counts: int) -> None:
+        """Refuses too few clips before anything has worked for nothing.
+
+        Args:
+            **counts: how many clips each set has, `generated` and `real`.
+
+        Raises:
+            InputError: too few for a metric.
+        """
+        for metric in self._options.metrics:
+            info = self._networks[_pass_of(metric)].extractor.info
+            rows = self._options.image_frames if info.unit == "frame" else 1
+            for name, count in counts.items():
+                if METRICS[metric].statistic == "frechet":
+                    check_enough(name, count * rows, info.dimension)
+
+    def score(
+        self,
+        generated: ClipFiles,
+        real: ClipFiles | None = None,
+        captions: Mapping[Path, str] | None = None,
+        progress: Progress | None = None,
+    ) -> list[MetricResult]:
+        """Scores files of clips.
+
+        Args:
+            generated: what is scored.
+            real: what it is compared with.
+            captions: a sentence for each generated file, for `clipsim`; None looks for them, see `read_captions`.
+            progress: told how far each part is.
+
+        Returns:
+            A result for each metric, in the order of the options.
+
+        Raises:
+            InputError: a caption is missing, or there are too few clips for a metric.
+            DataError: more than a tenth of the files cannot be used.
+        """
+        options, networks = self._options, self._networks
+        sets = {"generated": generated} | ({} if real is None else {"real": real})
+        files = {name: _limited(clips.paths, options) for name, clips in sets.items()}
+        self.check_counts(**{name: len(paths) for name, paths in files.items()})
+        if "clipsim" in options.metrics and captions is None:
+            captions = read_captions(generated.place, files["generated"])
+        features: dict[str, dict[str, FeatureRows]] = {}
+        used: dict[str, list[Path]] = {}
+        for name, paths in files.items():
+            reader = _ClipReader(name, sets[name].place, paths, options, progress)
+            features[name] = extract_together(networks, reader, options.batch_size)
+            used[name] = reader.used
+        texts = None
+        if captions is not None and "clipsim" in options.metrics:
+            clip = networks["clipsim"].extractor
+            assert isinstance(clip, ClipViTB32)
+            texts = clip.texts([captions[path] for path in used["generated"]]).numpy()
+
+        results = []
+        for metric in options.metrics:
+            if progress:
+                progress(f"score: {metric}", 0, None)
+            key = _pass_of(metric)
+            result = score_features(
+                metric,
+                networks[key].extractor.info,
+                features["generated"][key],
+                features["real"][key] if "real" in features and metric != "clipsim" else None,
+                texts if metric == "clipsim" else None,
+                options.score,
+            )
+            results.append(dataclasses.replace(result, protocol=_clip_facts(options, files, used) | result.protocol))
+        return results
 
 
 def list_clips(folder: str | Path, argument: str) -> list[Path]:
@@ -242,9 +315,9 @@ class _ClipReader:
     """The clips of a folder, decoded ahead; counts what cannot be used, and stops where that is too much."""
 
     def __init__(
-        self, name: str, folder: Path, paths: Sequence[Path], options: FolderOptions, progress: Progress | None
+        self, name: str, place: str, paths: Sequence[Path], options: FolderOptions, progress: Progress | None
     ) -> None:
-        self._name, self._folder, self._paths, self._options = name, folder, paths, options
+        self._name, self._place, self._paths, self._options = name, place, paths, options
         self._progress = progress
         self.used: list[Path] = []
 
@@ -272,7 +345,7 @@ class _ClipReader:
     def _check(self, bad: Sequence[str]) -> None:
         if len(bad) > _MAX_BAD_SHARE * len(self._paths):
             shown = "; ".join(bad[:_SHOWN_REASONS])
-            count = f"{len(bad)} of {len(self._paths)} clips of {self._folder} cannot be used"
+            count = f"{len(bad)} of {len(self._paths)} clips of {self._place} cannot be used"
             raise DataError(f"{count}, more than {_MAX_BAD_SHARE:.0%}: {shown}")
 
 
@@ -289,16 +362,6 @@ def _networks(options: FolderOptions, weights: Path, device: torch.device) -> di
         images = extractor.info.unit == "frame" and metric != "clipsim"
         passes[_pass_of(metric)] = FramesFor(extractor, options.image_frames if images else None)
     return passes
-
-
-def _check_counts(options: FolderOptions, networks: Mapping[str, FramesFor], files: Mapping[str, list[Path]]) -> None:
-    """Refuses too few clips before the networks have worked for nothing."""
-    for metric in options.metrics:
-        info = networks[_pass_of(metric)].extractor.info
-        rows = options.image_frames if info.unit == "frame" else 1
-        for name, paths in files.items():
-            if METRICS[metric].statistic == "frechet":
-                check_enough(name, len(paths) * rows, info.dimension)
 
 
 def _pass_of(metric: str) -> str:

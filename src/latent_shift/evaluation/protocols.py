@@ -1,0 +1,258 @@
+"""`latent-shift evaluate msrvtt` and `ucf101`: the paper's automatic evaluations (Sec. 4.2, Tables 1 and 2).
+
+What is asked for follows from the data and a seed; every clip is made once and kept as a lossless file, so that a run
+goes on where it stopped, several processes or machines can share one, and other metrics can be computed later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.seeding import derive_seed, hash_fraction
+from latent_shift.core.shapes import check_at_least
+from latent_shift.data.sources import Source, open_source, ucf101_sentences
+from latent_shift.metrics.result import MetricResult
+from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
+from latent_shift.pipelines.loading import model_folder
+
+from .folder import ClipFiles, ClipScorer, FolderOptions
+from .samples import Progress, SampleRequest, SampleStore, hash_folder
+
+MSRVTT_METRICS = ("fid", "fid-clip", "clipsim")
+UCF101_METRICS = ("is", "fvd")
+_IMAGE_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is asked for, and what it is compared with.
+
+    Attributes:
+        name: of the evaluation.
+        requests: a clip each.
+        real: files of real clips.
+        metrics: keys of `latent_shift.metrics.METRICS`, unless others are wanted.
+        facts: what else each score is to say of its protocol.
+    """
+
+    name: str
+    requests: list[SampleRequest]
+    real: list[Path]
+    metrics: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """How clips are made and scored.
+
+    Attributes:
+        scheduler: a key of `SCHEDULERS`; the paper's is "ddpm".
+        steps: denoising steps; the scheduler's usual number where None.
+        guidance_scale: the model's own where None.
+        batch_size: clips made at once.
+        part: make only this share of the clips, (number, of how many), counted from 1, and score nothing.
+        metrics: instead of the protocol's.
+        score: frames, rate and size come from the model where None.
+    """
+
+    scheduler: str = "dpm++"
+    steps: int | None = None
+    guidance_scale: float | None = None
+    batch_size: int = 1
+    part: tuple[int, int] | None = None
+    metrics: tuple[str, ...] | None = None
+    score: FolderOptions | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` for a value out of range."""
+        if self.scheduler not in SCHEDULERS:
+            raise InputError("scheduler", self.scheduler, f"be one of {', '.join(SCHEDULERS)}")
+        check_at_least("steps", 1 if self.steps is None else self.steps, 1)
+        check_at_least("batch_size", self.batch_size, 1)
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise InputError("part", "{}/{}".format(*self.part), "be NUMBER/OF, the number from 1 to OF")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a run came to.
+
+    Attributes:
+        folder: where the clips are.
+        settings: how they were made: model, scheduler, steps, guidance, ...
+        made: clips that are there.
+        wanted: clips that the protocol asks for.
+        results: a score for each metric; none of a part.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    made: int
+    wanted: int
+    results: list[MetricResult]
+
+
+def msrvtt(data: str, captions: Literal["all", "one"] = "all", seed: int = 0) -> Protocol:
+    """MSR-VTT's test split, zero-shot (Table 1): FID and CLIPSIM of frames.
+
+    The paper does not say whose features its FID has (research since reads it both ways), so there are Inception's and
+    CLIP's, named apart.
+
+    Args:
+        data: MSR-VTT's JSON or its folder, as `msrvtt:` sources take it.
+        captions: "all" asks for a clip for every caption, 59,794 of the official test split, as the paper; "one" for
+            one of each video, drawn with the seed: 2,990, as many later papers.
+        seed: all clips' seeds follow from it, and which captions are drawn.
+
+    Raises:
+        InputError: it is no MSR-VTT, or has no test split.
+        DataError: its JSON is damaged.
+    """
+    if captions not in ("all", "one"):
+        raise InputError("captions", captions, "be all or one")
+    source = _open(data, "msrvtt", "test")
+    requests = []
+    for record in source:
+        chosen = range(len(record.captions))
+        if captions == "one":
+            drawn = int(hash_fraction("msrvtt", seed, record.path.stem) * len(record.captions))
+            chosen = range(drawn, drawn + 1)
+        requests += [
+            _request("msrvtt", f"{record.path.stem}/{number:02}.webp", record.captions[number], seed)
+            for number in chosen
+        ]
+    facts = {"captions": captions, "missing_videos": len(source.dropped)}
+    return Protocol("msrvtt", requests, [record.path for record in source], MSRVTT_METRICS, facts)
+
+
+def ucf101(data: str, samples: int = 10_000, seed: int = 0) -> Protocol:
+    """UCF-101 after finetuning (Table 2): Inception Score and FVD.
+
+    Each clip is asked for by the sentence of its class (`ucf101_sentences`). Classes are as frequent as in the train
+    split of the first fold, whose clips are the real ones (the footnote of Sec. 4.2).
+
+    Args:
+        data: UCF-101's folder, as `ucf101:` sources take it.
+        samples: clips; the paper does not say how many it made. An Inception Score rises with their number.
+        seed: all clips' seeds follow from it.
+
+    Raises:
+        InputError: it is no UCF-101, or has no list of the train split.
+    """
+    check_at_least("samples", samples, 1)
+    source, sentences = _open(data, "ucf101", "train"), ucf101_sentences()
+    classes = Counter(record.metadata["label"] for record in source)
+    requests = [
+        _request("ucf101", f"{label}/{number:04}.webp", sentences[label], seed)
+        for label, count in _apportion(classes, samples).items()
+        for number in range(count)
+    ]
+    facts = {"classes": len(classes), "missing_videos": len(source.dropped)}
+    return Protocol("ucf101", requests, [record.path for record in source], UCF101_METRICS, facts)
+
+
+def evaluate_protocol(
+    protocol: Protocol,
+    model: str,
+    output: str | Path = "runs/evaluation",
+    options: ProtocolOptions | None = None,
+    weights: str | Path = "models/metrics",
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Makes what is missing of a protocol's clips and scores them.
+
+    Args:
+        protocol: see `msrvtt` and `ucf101`.
+        model: a name or folder, as `load_pipeline` takes it.
+        output: where clips are kept; models, protocols and processes can share it.
+        options: see `ProtocolOptions`.
+        weights: folder of the metrics' weight files.
+        device: as `load_pipeline`; of the metrics' networks, too.
+        dtype: as `load_pipeline`.
+        progress: told how far each part is.
+
+    Raises:
+        InputError: the model, an option or a weight file is wrong or missing, which is said before a clip is made.
+    """
+    options = options or ProtocolOptions()
+    report = progress or (lambda _what, _done, _total: None)
+    pipeline = load_pipeline(model, device, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.config
+    scoring = options.score or FolderOptions(
+        frames=config.default_frames,
+        fps=config.fps,
+        size=config.default_size,
+        image_frames=min(_IMAGE_FRAMES, config.default_frames),
+    )
+    scorer = None
+    if options.part is None:
+        metrics = options.metrics or protocol.metrics
+        scorer = ClipScorer(dataclasses.replace(scoring, metrics=metrics), weights, device, has_real=True)
+        scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
+    pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
+    own = config.default_guidance_scale
+    settings = {
+        "asked": protocol.name,
+        "frames": config.default_frames,
+        "boundary": pipeline.unet.default_boundary,
+        "model": hash_folder(model_folder(model)),
+        "scheduler": options.scheduler,
+        "steps": options.steps or SCHEDULERS[options.scheduler][1],
+        "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
+        "dtype": dtype,
+        "device": pipeline.device.type,
+    }
+    store = SampleStore(Path(output), pipeline, settings, options.batch_size)
+    number, parts = options.part or (1, 1)
+    store.make_missing(protocol.requests[number - 1 :: parts], f"clips: {protocol.name}", report)
+    paths = [store.path(request) for request in protocol.requests]
+    made = sum(path.is_file() for path in paths)
+    results: list[MetricResult] = []
+    if scorer is not None:
+        captions = {path: request.prompt for path, request in zip(paths, protocol.requests, strict=True)}
+        scores = scorer.score(
+            ClipFiles(str(store.folder), paths), ClipFiles(f"real {protocol.name}", protocol.real), captions, progress
+        )
+        facts = {"asked": protocol.name, **protocol.facts, "requests_sha256": _hash_requests(protocol.requests)}
+        results = [dataclasses.replace(score, protocol=facts | score.protocol) for score in scores]
+    return Evaluated(store.folder, store.settings, made, len(paths), results)
+
+
+def _open(data: str, kind: str, split: str) -> Source:
+    place = data.removeprefix(f"{kind}:")
+    mark = "&" if "?" in place else "?"
+    source = open_source(f"{kind}:{place}{mark}split={split}", "data")
+    if not len(source):
+        raise InputError("data", data, f"have videos of the {split} split of {kind}")
+    return source
+
+
+def _request(protocol: str, file_name: str, prompt: str, seed: int) -> SampleRequest:
+    """The name of a clip says its seed: runs of several seeds share a folder."""
+    return SampleRequest(f"seed-{seed}/{file_name}", prompt, derive_seed(seed, protocol, file_name))
+
+
+def _apportion(classes: Counter[str], samples: int) -> dict[str, int]:
+    """So many samples of each class that they are as frequent as in `classes`, by largest remainders."""
+    labels = sorted(classes)
+    quotas = np.array([classes[label] for label in labels]) * samples / classes.total()
+    counts = np.floor(quotas).astype(int)
+    rest = np.argsort(counts - quotas, kind="stable")[: samples - counts.sum()]
+    counts[rest] += 1
+    return dict(zip(labels, counts.tolist(), strict=True))
+
+
+def _hash_requests(requests: list[SampleRequest]) -> str:
+    return hashlib.sha256("\n".join(map(repr, requests)).encode()).hexdigest()

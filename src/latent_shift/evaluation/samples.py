@@ -1,0 +1,97 @@
+"""Clips that a model makes to be measured: each once, with a seed of its own, and kept as a lossless file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latent_shift.core.files import sha256_file, write_json
+from latent_shift.media import Frames, write_video
+from latent_shift.pipelines import LatentShiftPipeline
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is done, how much of it, and how much there is."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One clip that is asked for.
+
+    Attributes:
+        file_name: of the clip, below the folder of its store; ends in `.webp`.
+        prompt: the sentence.
+        seed: of its noise.
+    """
+
+    file_name: str
+    prompt: str
+    seed: int
+
+
+class SampleStore:
+    """The clips of one model, in a folder that is named by everything they depend on besides prompt and seed."""
+
+    def __init__(
+        self, output: Path, pipeline: LatentShiftPipeline, settings: Mapping[str, Any], batch_size: int = 1
+    ) -> None:
+        """Makes nothing yet.
+
+        Args:
+            output: the folder of all stores.
+            pipeline: makes the clips.
+            settings: what clips depend on; of these `frames`, `steps`, `guidance_scale` and `boundary` are given to the
+                pipeline.
+            batch_size: clips made at once; changes them only within rounding.
+        """
+        self.settings = dict(settings)
+        self._pipeline, self._batch_size = pipeline, batch_size
+        name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = output / f"clips-{name}"
+
+    def path(self, request: SampleRequest) -> Path:
+        """Where the clip is, once it is made."""
+        return self.folder / request.file_name
+
+    def make_missing(self, requests: Sequence[SampleRequest], what: str, report: Progress) -> list[float]:
+        """Makes the clips that are not there; gives the seconds of each that was made."""
+        write_json(self.folder / "settings.json", self.settings)
+        missing = [request for request in requests if not self.path(request).is_file()]
+        seconds: list[float] = []
+        for start in range(0, len(missing), self._batch_size):
+            report(what, len(requests) - len(missing) + start, len(requests))
+            batch = missing[start : start + self._batch_size]
+            started = time.perf_counter()
+            clips = self._make(batch)
+            seconds += [(time.perf_counter() - started) / len(batch)] * len(batch)
+            for request, clip in zip(batch, clips, strict=True):
+                facts = {"prompt": request.prompt, "seed": str(request.seed)}
+                write_video(self.path(request), clip, self._pipeline.config.fps, facts, lossless=True)
+        report(what, len(requests), len(requests))
+        return seconds
+
+    def _make(self, requests: Sequence[SampleRequest]) -> Frames:
+        output: Any = self._pipeline(
+            [request.prompt for request in requests],
+            num_frames=self.settings["frames"],
+            num_inference_steps=self.settings["steps"],
+            guidance_scale=self.settings["guidance_scale"],
+            boundary=self.settings["boundary"],
+            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            output_type="np",
+        )
+        return (np.asarray(output.frames) * 255).round().astype(np.uint8)
+
+
+def hash_folder(folder: Path) -> str:
+    """A SHA-256 of the names and contents of all files below a folder: which weights made a clip."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
