@@ -390,6 +390,7 @@ def test_zero_terminal_snr_ends_in_pure_noise() -> None:
         {"prediction_type": "v_prediction"},
         {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
         {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+        {"motion_weight": 3.0},
     ],
 )
 def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, options: dict[str, Any]) -> None:
@@ -406,7 +407,10 @@ def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, op
             noisy = a * latents + s * batch.noise
             predicted = made.network(noisy, batch.timesteps, batch.text, boundary=batch.boundary).sample
             losses = made.loss(batch)
-        per_clip = (predicted - target).square().flatten(1).mean(dim=1)
+        error = predicted - target
+        still = error.mean(dim=2)  # what all frames of a clip have in common
+        per_clip = still.square().flatten(1).mean(dim=1)
+        per_clip += config.motion_weight * (error - still.unsqueeze(2)).square().flatten(1).mean(dim=1)
         weights = torch.ones(len(kept))
         if config.min_snr_gamma is not None:
             snr = kept / (1 - kept)

@@ -58,6 +58,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.zero_terminal_snr": ("video", {"diffusion": V}, True),
     "diffusion.min_snr_gamma": ("video", {}, 0.5),
     "diffusion.timestep_shift": ("video", {}, 3.0),
+    "diffusion.motion_weight": ("video", {}, 3.0),
     "diffusion.caption_dropout": ("video", {}, 0.9),
     "diffusion.image_share": ("video", {}, 0.75),
     "diffusion.circular_share": ("video", {}, 0.0),
@@ -136,7 +137,11 @@ def test_another_value_changes_the_run(make_recipe: MakeRecipe, key: str) -> Non
     assert outcome(one) != outcome(other)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}], ids=["all weights", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": {"rank": 2}}, {"model": {"video": "vdm"}}, {"model": {"arguments": {"frame_frequencies": 2}}}],
+    ids=["all weights", "lora", "new layers", "frame places"],
+)
 def test_the_same_values_change_nothing(make_recipe: MakeRecipe, options: dict[str, Any]) -> None:
     recipes = [make_recipe("video", name, steps=4, **options) for name in ("one", "again")]
     for recipe in recipes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ def load_exactly(
     network: nn.Module,
     state: Mapping[str, Tensor],
     name: str = "weights",
-    optional: Collection[str] = (),
+    optional: Iterable[Set[str]] = (),
     assign: bool = False,
 ) -> None:
     """Loads weights of exactly the network's keys and shapes.
@@ -22,7 +22,7 @@ def load_exactly(
         network: what they are for.
         state: the weights.
         name: what messages call them.
-        optional: keys that may be missing, all at once; they stay as they are.
+        optional: groups of keys; each may be missing, all of it at once, and stays as it is.
         assign: whether the network takes the tensors themselves, with their dtype and memory, and does not copy.
 
     Raises:
@@ -30,8 +30,9 @@ def load_exactly(
     """
     own = network.state_dict()
     missing = own.keys() - state.keys()
-    if missing == set(optional):
-        missing = set()
+    for group in optional:
+        if group <= missing:
+            missing -= group
     for kind, keys in (("missing", missing), ("unexpected", state.keys() - own.keys())):
         if keys:
             raise InputError(name, f"{kind} {min(keys)}", f"fit {type(network).__name__}")

@@ -152,19 +152,23 @@ def _load_network(
     part: Part, name: str, source: str, unet_class: type[UNet2DConditionModel] | None, seed: int
 ) -> tuple[nn.Module, int]:
     """The network with the source's own tensors, mapped and not copied; and how many parameters are new."""
-    label = f"{name} of {source}"
+    label, config = f"{name} of {source}", part.config
+    left_out = [] if unet_class in (None, LatentVDMUNet) else [".temporal_attentions."]
+    if unet_class is UNet2DConditionModel and config.get("frame_frequencies"):
+        # A picture has no place in a clip, and diffusers' pipelines take this condition for one of guidance.
+        config = {**config, "time_cond_proj_dim": None}
+        left_out.append("time_embedding.cond_proj.")
     with torch.device("meta"):
-        network = _build(unet_class or part.network_class, part.config, label)
+        network = _build(unet_class or part.network_class, config, label)
     state = _known_names(network, part.read())
+    state = {key: tensor for key, tensor in state.items() if not any(name in key for name in left_out)}
     optional: set[str] = set()
     new = 0
     if unet_class is LatentVDMUNet:
         optional = cast("LatentVDMUNet", network).frame_mixing_keys
         if optional.isdisjoint(state):
             new = _make_temporal_layers(network, next(iter(state.values())).dtype, seed)
-    elif unet_class is not None:
-        state = {key: tensor for key, tensor in state.items() if ".temporal_attentions." not in key}
-    load_exactly(network, state, label, optional, assign=True)
+    load_exactly(network, state, label, (optional,), assign=True)
     return network, new
 
 

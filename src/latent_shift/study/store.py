@@ -296,7 +296,7 @@ class Store:
         return [Rater(**{**dict(row), "rejected": bool(row["rejected"])}) for row in rows]
 
     def _state(self, database: sqlite3.Connection, rater: sqlite3.Row) -> State:
-        answered = {
+        answered: dict[str, int] = {
             kind: count
             for kind, count in database.execute(
                 "SELECT kind, count(*) FROM assignments JOIN pairs ON pairs.id = pair "
@@ -305,7 +305,7 @@ class Store:
             )
         }
         pairs, checks = answered.get("pair", 0), answered.get("check", 0)
-        after = json.loads(rater["checks_after"])
+        after: list[int] = json.loads(rater["checks_after"])
         done, more_checks, more_pairs = pairs + checks, len(after) - checks, self.quota - pairs
 
         def total(taken: str, shown: int = 0) -> int:

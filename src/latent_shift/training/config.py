@@ -111,6 +111,9 @@ class DiffusionConfig(Config):
     timestep_shift: float = Field(1.0, gt=0)
     """Above 1, training sees noisy timesteps more often, where content and motion are decided; 1 is uniform, the paper
     (arXiv:2403.03206, Eq. 23)."""
+    motion_weight: float = Field(1.0, gt=0)
+    """Video stage: weight of the error that differs from frame to frame, against the error that all frames of a clip
+    have in common; 1 is the paper's plain MSE."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples trained with the empty caption, for classifier-free guidance."""
     image_share: float = Field(0.0, ge=0, le=1)

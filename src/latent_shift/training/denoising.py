@@ -43,9 +43,10 @@ class DenoisingStage:
         self.network.train()
         if recipe.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if recipe.stage == "image":  # what mixes frames is not asked
+        if recipe.stage == "image":  # what tells frames apart, or mixes them, is not asked
+            idle = self.network.frame_mixing_keys | self.network.frame_place_keys
             for name, parameter in self.network.named_parameters():
-                parameter.requires_grad_(name not in self.network.frame_mixing_keys)
+                parameter.requires_grad_(name not in idle)
         if recipe.lora.rank:
             torch.manual_seed(derive_seed(recipe.seed, "lora"))
             add_lora(self.network, recipe.lora)
@@ -75,7 +76,8 @@ class DenoisingStage:
         if schedule.config.prediction_type == "v_prediction":
             target = schedule.get_velocity(latents, noise, timesteps)
         prediction = self._forward(noisy, timesteps, text, boundary=batch.boundary, return_dict=False)[0]
-        per_row: Tensor = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
+        error = weigh_motion(prediction.float() - target, self._recipe.diffusion.motion_weight)
+        per_row: Tensor = error.square().mean(dim=(1, 2, 3, 4))
         return per_row * min_snr_weights(schedule, batch.timesteps, self._recipe.diffusion.min_snr_gamma).to(device)
 
     @torch.no_grad()
@@ -174,6 +176,16 @@ def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
         clip_sample=False,
         timestep_spacing="trailing" if options.zero_terminal_snr else "linspace",
     )
+
+
+def weigh_motion(
+    error: Float[Tensor, "rows channels frames height width"], weight: float
+) -> Float[Tensor, "rows channels frames height width"]:
+    """The error, with what differs from the mean over frames grown so that its square counts `weight` times."""
+    if weight == 1:
+        return error
+    mean = error.mean(dim=2, keepdim=True)
+    return mean + (error - mean) * math.sqrt(weight)
 
 
 def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float | None) -> Float[Tensor, " batch"]:

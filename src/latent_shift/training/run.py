@@ -123,6 +123,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     options = recipe.diffusion
     unet_class = UNETS[recipe.model.video]
+    torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
     if recipe.model.init:
         base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
         unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
@@ -136,7 +137,6 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
         max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
     else:
-        torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
             "vae": load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder"),
