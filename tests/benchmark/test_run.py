@@ -129,8 +129,12 @@ def test_peak_memory_is_that_of_one_network() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_run")
 def test_the_shift_costs_less_than_the_text_that_is_not_repeated() -> None:
-    """Forward, and forward and backward, against as many images in diffusers' own U-Net, in turns."""
+    """Forward, and forward and backward, against as many images in diffusers' own U-Net, in turns.
+
+    Without the checks of types and shapes that tests add to each call: they cost a quarter of this network's forward.
+    """
     options = BenchmarkOptions(
         models=("latent_shift",), rounds=7, train_rounds=5, compile=False, clip_rounds=0, sweep_rounds=0, memory=False
     )
