@@ -11,6 +11,7 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.study import Store, StudySettings, create_study, read_report
+from latent_shift.study.pages import to_markdown
 from latent_shift.study.records import State
 from latent_shift.study.store import ConflictError, UnknownItemError, UnknownRaterError
 
@@ -231,6 +232,7 @@ def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make
     report = read_report(store)
     assert (report.rejected, [rater.counted for rater in report.raters]) == (1, [False, True])
     assert report.comparisons[0].complete == 3
+    assert "Of the raters 1 failed the study's attention checks and do not count" in to_markdown(report)
     assert all(sum(pair.votes["quality"].values()) == 1 for pair in report.pairs)
 
 

@@ -54,7 +54,7 @@ def _write(source: Path, target: Path, frames: Frames, fps: float) -> ClipFacts:
     facts = ClipFacts(
         frames=count, width=width, height=height, fps=fps, columns=columns, gap=_GAP, frames_per_sheet=per_sheet
     )
-    for number in range(facts.sheets):
+    for number in range(facts.num_sheets):
         part = frames[number * per_sheet : (number + 1) * per_sheet]
         write_video(f"{target}-{number}.webp", contact_sheet(part, columns)[None], 1.0, quality=_QUALITY)
     return facts

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latent_shift.core.errors import InputError
 
-from .records import Clip, Shown, Side, State, Status
+from .records import Clip, ClipFacts, Shown, Side, State, Status
 from .store import ConflictError, Store, UnknownItemError, UnknownRaterError
 
 _MAX_BODY_BYTES = 16 * 1024
@@ -82,17 +82,10 @@ class Joined(BaseModel):
     token: str
 
 
-class ClipView(BaseModel):
+class ClipView(ClipFacts):
     """Where a clip's sheets are, and how its frames lie on them."""
 
     sheets: list[str]
-    frames: int
-    width: int
-    height: int
-    fps: float
-    columns: int
-    gap: int
-    frames_per_sheet: int
 
 
 class ItemView(BaseModel):
@@ -233,7 +226,7 @@ def _item_view(shown: Shown) -> ItemView:
 
 
 def _clip_view(clip: Clip) -> ClipView:
-    sheets = [f"/clips/{clip.file_name(number)}" for number in range(clip.sheets)]
+    sheets = [f"/clips/{clip.file_name(number)}" for number in range(clip.num_sheets)]
     return ClipView(sheets=sheets, **clip.model_dump(exclude={"name"}))
 
 

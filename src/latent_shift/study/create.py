@@ -123,7 +123,7 @@ class _Copies:
 
     def _note(self, name: str, facts: ClipFacts) -> Clip:
         clip = Clip(name=name, **facts.model_dump())
-        for number in range(clip.sheets):  # when a file was written tells which system came first
+        for number in range(clip.num_sheets):  # when a file was written tells which system came first
             os.utime(self._folder / clip.file_name(number), (0, 0))
         return clip
 

@@ -102,7 +102,10 @@ def _lead(report: Report) -> str:
         f"{report.raters_per_pair} votes."
     )
     if report.rejected:
-        lead += f" The study rejected {report.rejected} more, and others were asked about their pairs."
+        lead += (
+            f" Of the raters {report.rejected} failed the study's attention checks and do not count; others were asked "
+            "about their pairs."
+        )
     left_out = sum(not rater.counted for rater in working)
     if report.min_attention:
         lead += (

@@ -33,7 +33,7 @@ class ClipFacts(Config):
     """Frames of each sheet but the last, which has the rest."""
 
     @property
-    def sheets(self) -> int:
+    def num_sheets(self) -> int:
         """Pictures that hold the clip."""
         return -(-self.frames // self.frames_per_sheet)
 

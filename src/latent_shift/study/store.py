@@ -123,7 +123,7 @@ class Store:
         self.files = {
             clip.file_name(sheet): folder / CLIPS_FOLDER / clip.file_name(sheet)
             for clip in self._clips.values()
-            for sheet in range(clip.sheets)
+            for sheet in range(clip.num_sheets)
         }
         """The files that raters may see, by the name in their address."""
         pairs = self._read("SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair'")
