@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,24 @@ def test_correlated_noise(make_pipeline: MakePipeline, boundary: Any) -> None:
         # Without the shift the noise is that of the clip with it, for comparison.
         edges = default if boundary in ("default", None) else boundary
         assert torch.equal(made, correlate_frames(own, 0.8, edges))
+        # The call's own, before the pipeline's, before the U-Net's of training.
+        made = pipeline.prepare_latents(shape, generators(0, 1), None, boundary, 0.95)
+        assert torch.equal(made, correlate_frames(own, 0.95, edges))
+        pipeline.register_to_config(default_noise_correlation=0.9)
+        made = pipeline.prepare_latents(shape, generators(0, 1), None, boundary)
+        assert torch.equal(made, correlate_frames(own, 0.9, edges))
+
+
+def test_noise_correlation_of_a_call(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipeline = make_pipeline(unet={"noise_correlation": 0.8})
+    calm = run(pipeline, noise_correlation=0.99)
+    assert not torch.allclose(calm, run(pipeline), atol=1e-3)
+    pipeline.register_to_config(default_noise_correlation=0.99)
+    assert torch.equal(run(pipeline), calm)
+    pipeline.save_pretrained(tmp_path)
+    assert LatentShiftPipeline.from_pretrained(tmp_path).noise_correlation == 0.99
+    with pytest.raises(InputError, match=r"noise_correlation must be in \[0, 1\), got 1.0"):
+        run(pipeline, noise_correlation=1.0)
 
 
 def test_schedulers_that_take_more_steps_than_asked_for(pipeline: LatentShiftPipeline) -> None:

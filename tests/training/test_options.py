@@ -67,6 +67,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "preview.prompts": ("video", {}, ["a blue square"]),
     "preview.num_inference_steps": ("video", {}, 3),
     "preview.guidance_scale": ("video", {}, 9.0),
+    "preview.noise_correlation": ("video", {}, 0.9),
 }
 ELSEWHERE = {
     "stage": "test_road.py",

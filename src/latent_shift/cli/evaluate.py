@@ -35,6 +35,9 @@ def emoji(
     limit: Annotated[int | None, typer.Option(help="At most so many clips of each set, for trials.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    noise_correlation: Annotated[
+        float | None, typer.Option(help="Of neighbouring frames' noise, 0 to below 1. [default: the model's]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="All clips' seeds follow from it.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -57,6 +60,7 @@ def emoji(
     options = EvaluationOptions(
         steps=steps,
         guidance_scale=guidance,
+        noise_correlation=noise_correlation,
         seed=seed,
         limit=limit,
         loop=loop,

@@ -42,6 +42,10 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")
     ] = None,
+    noise_correlation: Annotated[
+        float | None,
+        typer.Option(help="Of neighbouring frames' noise, 0 to below 1; higher moves less. [default: the model's]"),
+    ] = None,
     scheduler: Annotated[
         str, typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps).")
     ] = "dpm++",
@@ -70,6 +74,8 @@ def generate(
     check_at_least("--steps", 1 if steps is None else steps, 1)
     if guidance is not None and not math.isfinite(guidance):
         raise InputError("--guidance", guidance, "be a number")
+    if noise_correlation is not None and not 0 <= noise_correlation < 1:
+        raise InputError("--noise-correlation", noise_correlation, "be in [0, 1)")
     if not -(2**63) <= seed < 2**63 - num_videos:
         raise InputError("--seed", seed, "be a whole number of 64 bits")
     if preset and model != "emoji":
@@ -92,6 +98,7 @@ def generate(
         "width": width,
         "num_inference_steps": steps or _usual_steps(scheduler),
         "guidance_scale": guidance,
+        "noise_correlation": noise_correlation,
         "boundary": "circular" if loop else "default",
     }
     clips = []
@@ -135,6 +142,7 @@ def _make(
         seed,
         options["num_inference_steps"],
         options["guidance_scale"],
+        options["noise_correlation"],
         options["boundary"],
         len(frames),
     )

@@ -61,7 +61,6 @@ class ProtocolOptions:
         batch_size: clips made at once.
         part: make only this share of the clips, (number, of how many), counted from 1, and score nothing.
         metrics: instead of the protocol's.
-        score: frames, rate and size come from the model where None.
     """
 
     scheduler: str = "dpm++"
@@ -70,7 +69,6 @@ class ProtocolOptions:
     batch_size: int = 1
     part: tuple[int, int] | None = None
     metrics: tuple[str, ...] | None = None
-    score: FolderOptions | None = None
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
@@ -190,16 +188,16 @@ def evaluate_protocol(
     pipeline = load_pipeline(model, device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.config
-    scoring = options.score or FolderOptions(
-        frames=config.default_frames,
-        fps=config.fps,
-        size=config.default_size,
-        image_frames=min(_IMAGE_FRAMES, config.default_frames),
-    )
     scorer = None
     if options.part is None:
-        metrics = options.metrics or protocol.metrics
-        scorer = ClipScorer(dataclasses.replace(scoring, metrics=metrics), weights, device, has_real=True)
+        scoring = FolderOptions(
+            metrics=options.metrics or protocol.metrics,
+            frames=config.default_frames,
+            fps=config.fps,
+            size=config.default_size,
+            image_frames=min(_IMAGE_FRAMES, config.default_frames),
+        )
+        scorer = ClipScorer(scoring, weights, device, has_real=True)
         scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
     pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
     own = config.default_guidance_scale
@@ -211,6 +209,7 @@ def evaluate_protocol(
         "scheduler": options.scheduler,
         "steps": options.steps or SCHEDULERS[options.scheduler][1],
         "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
+        "noise_correlation": pipeline.noise_correlation,
         "dtype": dtype,
         "device": pipeline.device.type,
     }

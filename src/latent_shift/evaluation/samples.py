@@ -47,8 +47,8 @@ class SampleStore:
         Args:
             output: the folder of all stores.
             pipeline: makes the clips.
-            settings: what clips depend on; of these `frames`, `steps`, `guidance_scale` and `boundary` are given to the
-                pipeline.
+            settings: what clips depend on; of these `frames`, `steps`, `guidance_scale`, `noise_correlation` and
+                `boundary` are given to the pipeline.
             batch_size: clips made at once; changes them only within rounding.
         """
         self.settings = dict(settings)
@@ -83,6 +83,7 @@ class SampleStore:
             num_frames=self.settings["frames"],
             num_inference_steps=self.settings["steps"],
             guidance_scale=self.settings["guidance_scale"],
+            noise_correlation=self.settings["noise_correlation"],
             boundary=self.settings["boundary"],
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
             output_type="np",

@@ -35,6 +35,7 @@ def clip_settings(
     seed: int,
     steps: int,
     guidance_scale: float | None,
+    noise_correlation: float | None,
     boundary: str | None,
     num_frames: int,
 ) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def clip_settings(
         seed: of its generator.
         steps: denoising steps.
         guidance_scale: None stands for the model's.
+        noise_correlation: as `guidance_scale`.
         boundary: as the pipeline was given it.
         num_frames: of the clip made.
     """
@@ -60,6 +62,7 @@ def clip_settings(
         "scheduler": scheduler,
         "steps": steps,
         "guidance_scale": pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "noise_correlation": pipeline.noise_correlation if noise_correlation is None else noise_correlation,
         "loop": num_frames > 1 and "circular" in (boundary, pipeline.unet.default_boundary),
         "version": f"latent-shift {__version__}",
     }

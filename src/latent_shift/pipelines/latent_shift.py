@@ -55,6 +55,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_frames: `num_frames` where it is not given.
         default_size: height and width where they are not given, in pixels.
         default_guidance_scale: `guidance_scale` where it is not given.
+        default_noise_correlation: `noise_correlation` where it is not given; the U-Net's of training where None.
         fps: frames a second that the model was trained at.
 
     Example:
@@ -79,6 +80,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_frames: int = 16,
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
+        default_noise_correlation: float | None = None,
         fps: float = 8.0,
     ) -> None:
         super().__init__()
@@ -89,6 +91,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             default_frames=default_frames,
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
+            default_noise_correlation=default_noise_correlation,
             fps=fps,
         )
 
@@ -104,6 +107,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         """Caption length in tokens."""
         return int(self.config.max_tokens or self.tokenizer.model_max_length)
 
+    @property
+    def noise_correlation(self) -> float:
+        """How far the initial noise of neighbouring frames correlates where a call does not say."""
+        own = self.config.default_noise_correlation
+        return float(self.unet.config.noise_correlation if own is None else own)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -114,6 +123,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         width: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
+        noise_correlation: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -139,6 +149,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             width: as `height`.
             num_inference_steps: denoising steps.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
+            noise_correlation: of the initial noise of neighbouring frames, in [0, 1); 0 is the paper. Above that of
+                training, motion has less noise to start from: it is calmer, and more as the sentence says.
             num_videos_per_prompt: clips for each prompt.
             generator: one for all clips, or one a clip: then a clip does not depend on its neighbours in the batch. A
                 list is used as it is, so a callback that drops a clip from the batch drops its generator there.
@@ -178,7 +190,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width)
         )
         shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
-        latents = self.prepare_latents(shape, generator, latents, boundary)
+        latents = self.prepare_latents(shape, generator, latents, boundary, noise_correlation)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
@@ -237,11 +249,15 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None = None,
         boundary: Boundary | Literal["default"] | None = "default",
+        noise_correlation: float | None = None,
     ) -> Float[Tensor, "batch channels frames height width"]:
         """Initial noise of unit variance, fp32 as everything that the scheduler computes.
 
-        Neighbouring frames have a part of it in common where the model was trained so (`noise_correlation`).
+        Neighbouring frames have a part of it in common by `noise_correlation`, or by the pipeline's own where None.
         """
+        correlation = self.noise_correlation if noise_correlation is None else noise_correlation
+        if not 0 <= correlation < 1:
+            raise InputError("noise_correlation", correlation, "be in [0, 1)")
         device = self._execution_device
         if isinstance(generator, Sequence) and len(generator) != shape[0]:
             raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
@@ -253,7 +269,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         # With the shift off, too, the noise is what the clip with the shift would start from.
         edges = self.unet.default_boundary if boundary is None or boundary == "default" else boundary
-        return correlate_frames(noise, self.unet.config.noise_correlation, edges)
+        return correlate_frames(noise, correlation, edges)
 
     def _conditions(
         self,

@@ -37,6 +37,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_frames: see `LatentShiftPipeline`.
         default_size: see `LatentShiftPipeline`.
         default_guidance_scale: see `LatentShiftPipeline`.
+        default_noise_correlation: see `LatentShiftPipeline`.
         fps: see `LatentShiftPipeline`.
     """
 
@@ -65,6 +66,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_frames: int = 16,
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
+        default_noise_correlation: float | None = None,
         fps: float = 8.0,
     ) -> None:
         DiffusionPipeline.__init__(self)  # and not the parent's: its config would list what is no argument here
@@ -83,6 +85,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             default_frames=default_frames,
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
+            default_noise_correlation=default_noise_correlation,
             fps=fps,
         )
 

@@ -243,6 +243,7 @@ def _write(pipeline: LatentShiftPipeline, work: _Work, clip: npt.NDArray[np.floa
         request.seed,
         request.num_inference_steps,
         request.guidance_scale,
+        None,
         boundary,
         request.num_frames,
     )

@@ -141,7 +141,9 @@ class PreviewConfig(Config):
     num_inference_steps: int = Field(25, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(4.0, ge=0)
-    """Classifier-free guidance."""
+    """Classifier-free guidance; the model's own from then on."""
+    noise_correlation: float | None = Field(None, ge=0, lt=1)
+    """Of the first step's noise, the model's own from then on; as in training where it is not given."""
 
 
 class Recipe(Config):

@@ -150,6 +150,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
+        default_noise_correlation=recipe.preview.noise_correlation,
     )
     _check_fit(pipeline)
     pipeline.text_encoder.requires_grad_(False).eval()
