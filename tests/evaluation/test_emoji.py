@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from latent_shift.core.errors import InputError
 from latent_shift.data.heldout import load_heldout, stage_records
 from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.evaluation import EvaluationOptions, evaluate_emoji, samples
 from latent_shift.evaluation import emoji as protocol
+from latent_shift.evaluation.judge import EmojiJudge
 from latent_shift.evaluation.subjects import SETS, emoji_subjects
 
 OPTIONS = EvaluationOptions(steps=2, loop=True)
@@ -147,7 +149,7 @@ def test_rows_differ_in_what_they_are(output: Path, result: dict[str, Any]) -> N
 
 
 def test_the_limit_is_kept_and_said(road: Path, emoji_data: Path, tmp_path: Path) -> None:
-    options = EvaluationOptions(steps=1, limit=1, sets=("training",), floors=False, batch_size=2)
+    options = EvaluationOptions(steps=1, noise_correlation=0.9, limit=1, sets=("training",), floors=False, batch_size=2)
     scores = evaluate_emoji(str(road / "video/model"), emoji_data, tmp_path, options, device="cpu", dtype="fp32")
     assert scores["training"]["clips"] == 1
     assert scores["settings"]["limit"] == 1
@@ -156,18 +158,23 @@ def test_the_limit_is_kept_and_said(road: Path, emoji_data: Path, tmp_path: Path
 
 def test_real_features_are_not_taken_for_another_folders(emoji_data: Path, tmp_path: Path, output: Path) -> None:
     folder = CaptionedVideoFolder(emoji_data)
-    network = protocol.load_efficientnet_lite0()
-    first = protocol._real_features(folder, network, tmp_path, lambda *_: None)
+    first = EmojiJudge(folder, tmp_path, torch.device("cpu")).reference
     assert first.features.shape == (7, 1280)
     np.testing.assert_allclose(np.linalg.norm(first.features, axis=1), 1, rtol=1e-5)
     (kept,) = tmp_path.glob("real-*.npy")
     stamp = kept.stat().st_mtime_ns
-    protocol._real_features(folder, network, tmp_path, lambda *_: None)
+    EmojiJudge(folder, tmp_path, torch.device("cpu"))
     assert kept.stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"steps": 0}, "steps"), ({"limit": 0}, "limit"), ({"sets": ("test",)}, "sets")]
+    ("options", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"limit": 0}, "limit"),
+        ({"sets": ("test",)}, "sets"),
+        ({"noise_correlation": 1.0}, "noise_correlation"),
+    ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):

@@ -6,7 +6,6 @@ folder that is named by model and settings; a second run takes what is there. Th
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,30 +17,19 @@ import torch
 
 from latent_shift import __version__
 from latent_shift.core.errors import InputError
-from latent_shift.core.files import atomic_path, sha256_file
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.heldout import load_heldout, verify_heldout
-from latent_shift.data.records import METADATA_FILE, CaptionedVideoFolder
+from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.media import Frames, read_video
-from latent_shift.metrics import (
-    EfficientNetLite0,
-    LabelledFeatures,
-    clip_features,
-    frame_difference,
-    load_efficientnet_lite0,
-    loop_closes,
-    motion_r2,
-)
-from latent_shift.metrics.features import weights_path
+from latent_shift.metrics import loop_closes
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
 
+from .judge import EmojiJudge
 from .samples import Progress, SampleRequest, SampleStore, hash_folder
 from .subjects import SETS, Subject, emoji_subjects
 
-_MATCH_FRAMES = 8
-"""A clip's features are averaged over so many evenly spaced frames."""
 _PSNR_EVERY = 6
 """The autoencoder is measured on every sixth frame of the held-out families' clips."""
 
@@ -64,6 +52,7 @@ class EvaluationOptions:
     Attributes:
         steps: denoising steps of the default solver.
         guidance_scale: the model's own where None.
+        noise_correlation: of the first step's noise; the model's own where None.
         seed: all clips' seeds follow from it.
         labels: how many training labels.
         limit: at most so many clips of each set; for trials, and said in the result.
@@ -75,6 +64,7 @@ class EvaluationOptions:
 
     steps: int = 25
     guidance_scale: float | None = None
+    noise_correlation: float | None = None
     seed: int = 0
     labels: int = 100
     limit: int | None = None
@@ -88,6 +78,8 @@ class EvaluationOptions:
         for name in ("steps", "labels", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("limit", 1 if self.limit is None else self.limit, 1)
+        if self.noise_correlation is not None and not 0 <= self.noise_correlation < 1:
+            raise InputError("noise_correlation", self.noise_correlation, "be in [0, 1)")
         for name in self.sets:
             if name not in SETS:
                 raise InputError("sets", name, f"be among {', '.join(SETS)}")
@@ -136,8 +128,7 @@ def evaluate_emoji(
     }
     pipeline = load_pipeline(model, device, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    network = load_efficientnet_lite0(pipeline.device)
-    reference = _real_features(folder, network, Path(output), report)
+    judge = EmojiJudge(folder, Path(output), pipeline.device, report)
 
     rows: dict[Row, LatentShiftPipeline] = {"model": pipeline}
     if options.loop:
@@ -159,7 +150,6 @@ def evaluate_emoji(
     def clips_of(row: Row, name: str) -> Iterable[Frames]:
         return (read_video(store[row].path(request)).frames for request in requests[name])
 
-    scorer = _Scorer(folder, network, reference, pipeline)
     result: dict[str, Any] = {
         "settings": {
             "model": Path(model).name,
@@ -171,20 +161,22 @@ def evaluate_emoji(
             "heldout": load_heldout().name,
             "steps": options.steps,
             "guidance_scale": store["model"].settings["guidance_scale"],
+            "noise_correlation": store["model"].settings["noise_correlation"],
             "seed": options.seed,
             "limit": options.limit,
         },
     }
     for name, chosen in subjects.items():
         report(f"scoring {name}", 0, None)
-        scores = scorer.score(name, chosen, clips_of("model", name))
+        scores = _score(judge, name, chosen, clips_of("model", name))
         if "loop" in store:
             loops = list(clips_of("loop", name))
             scores["seam"] = _share(loop_closes(clip) for clip in loops)
-            scores["loop"] = scorer.score(name, chosen, loops)
-        scores["ceiling"] = scorer.score(name, chosen, scorer.reconstructions(chosen))
+            scores["loop"] = _score(judge, name, chosen, loops)
+        through = (reconstruct(pipeline, folder.read(subject.record).frames) for subject in chosen)
+        scores["ceiling"] = _score(judge, name, chosen, through)
         scores["ceiling"]["seam"] = _share(loop_closes(folder.read(subject.record).frames) for subject in chosen)
-        scores["floor"] = {row: scorer.score(name, chosen, clips_of(row, name)) for row in _FLOORS if row in store}
+        scores["floor"] = {row: _score(judge, name, chosen, clips_of(row, name)) for row in _FLOORS if row in store}
         result[name] = scores
     result["autoencoder"] = autoencoder_psnr(pipeline, folder)
     if seconds["model"]:  # none where all clips were there
@@ -196,13 +188,15 @@ def _store(
     output: Path, row: Row, weights: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
 ) -> SampleStore:
     """The clips of one row; rows that have the same clips share them."""
-    own, boundary = pipeline.config.default_guidance_scale, _BOUNDARIES[row]
+    guidance, correlation = pipeline.config.default_guidance_scale, pipeline.noise_correlation
+    boundary = _BOUNDARIES[row]
     settings = {
         "frames": 1 if row == "base" else pipeline.config.default_frames,
         "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
         "model": weights,
         "steps": options.steps,
-        "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
+        "guidance_scale": guidance if options.guidance_scale is None else options.guidance_scale,
+        "noise_correlation": correlation if options.noise_correlation is None else options.noise_correlation,
         "dtype": dtype,
         "device": pipeline.device.type,
     }
@@ -213,44 +207,14 @@ def _request(name: str, subject: Subject) -> SampleRequest:
     return SampleRequest(f"{name}/{subject.file_name}", subject.prompt, subject.seed)
 
 
-class _Scorer:
-    """Compares clips with the real ones of their labels."""
-
-    def __init__(
-        self,
-        folder: CaptionedVideoFolder,
-        network: EfficientNetLite0,
-        reference: LabelledFeatures,
-        pipeline: LatentShiftPipeline,
-    ) -> None:
-        self._folder, self._network, self._reference, self._pipeline = folder, network, reference, pipeline
-
-    def score(self, name: str, subjects: Sequence[Subject], clips: Iterable[Frames]) -> dict[str, Any]:
-        """Match and motion of one set, each clip against its subject."""
-        top1, top5, tones, r2, ratios = [], [], [], [], []
-        for subject, clip in zip(subjects, clips, strict=True):
-            real = self._folder.read(subject.record).frames
-            if len(clip) == 1:
-                clip = np.repeat(clip, len(real), axis=0)
-            feature = clip_features(self._network, [_match_frames(clip)])[0]
-            ranked = self._reference.ranked_labels(feature)
-            tone = name != "pairs" or self._reference.nearest_tone(feature, subject.label) == subject.tone
-            tones.append(tone)
-            top1.append(tone and ranked[0] == subject.label)
-            top5.append(tone and subject.label in ranked[:5])
-            difference = frame_difference(real)
-            if difference > 0:
-                r2.append(motion_r2(clip, real))
-                ratios.append(frame_difference(clip) / difference)
-        match = {"top1": _share(top1), "top5": _share(top5)}
-        if name == "pairs":
-            match["tone"] = _share(tones)
-        motion = {"r2": _median(r2), "ratio": _median(ratios)}
-        return {"clips": len(subjects), "match": match, "motion": motion}
-
-    def reconstructions(self, subjects: Sequence[Subject]) -> Iterable[Frames]:
-        """The real clips through the autoencoder."""
-        return (reconstruct(self._pipeline, self._folder.read(subject.record).frames) for subject in subjects)
+def _score(judge: EmojiJudge, name: str, subjects: Sequence[Subject], clips: Iterable[Frames]) -> dict[str, Any]:
+    """Match and motion of one set, each clip against its subject."""
+    judged = [judge.judge(subject, clip) for subject, clip in zip(subjects, clips, strict=True)]
+    match = {"top1": _share(one.top1 for one in judged), "top5": _share(one.top5 for one in judged)}
+    if name == "pairs":
+        match["tone"] = _share(one.tone for one in judged)
+    motion = {"r2": _median(one.r2 for one in judged), "ratio": _median(one.ratio for one in judged)}
+    return {"clips": len(subjects), "match": match, "motion": motion}
 
 
 @torch.no_grad()
@@ -276,34 +240,11 @@ def autoencoder_psnr(pipeline: LatentShiftPipeline, folder: CaptionedVideoFolder
     return {"frames": len(values), "psnr_db": round(float(np.mean(values)), 2) if values else None}
 
 
-def _real_features(
-    folder: CaptionedVideoFolder, network: EfficientNetLite0, output: Path, report: Progress
-) -> LabelledFeatures:
-    """Features of every real clip, from the last run where nothing changed."""
-    clips = [record for record in folder if record.metadata["kind"] == "clip"]
-    key = f"{sha256_file(folder.path / METADATA_FILE)} {sha256_file(weights_path())} {_MATCH_FRAMES}"
-    path = output / f"real-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
-    if not path.is_file():
-        rows = []
-        for done, record in enumerate(clips):
-            report("features of the real clips", done, len(clips))
-            rows.append(clip_features(network, [_match_frames(folder.read(record.index).frames)]))
-        with atomic_path(path) as temporary:
-            np.save(temporary, np.concatenate(rows), allow_pickle=False)
-    features = np.load(path, allow_pickle=False)
-    labels = [record.metadata["label"] for record in clips]
-    tones = [record.metadata["tone"] if isinstance(record.metadata["tone"], str) else None for record in clips]
-    return LabelledFeatures(features, labels, tones)
-
-
-def _match_frames(frames: Frames) -> Frames:
-    return frames[:: max(1, len(frames) // _MATCH_FRAMES)][:_MATCH_FRAMES]
-
-
 def _share(hits: Iterable[bool]) -> float | None:
     values = list(hits)
     return round(sum(values) / len(values), 4) if values else None
 
 
-def _median(values: Sequence[float]) -> float | None:
+def _median(found: Iterable[float | None]) -> float | None:
+    values = [value for value in found if value is not None]
     return round(statistics.median(values), 4) if values else None
