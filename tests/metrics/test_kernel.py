@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
 from latent_shift.core.errors import InputError
-from latent_shift.metrics import kernel, kernel_distance
+from latent_shift.metrics import ClipKernelDistance, kernel, kernel_distance
 
 RNG = np.random.default_rng(2)
 REAL, GENERATED = RNG.normal(size=(40, 6)), RNG.normal(size=(31, 6)) + 1
@@ -77,12 +79,27 @@ def test_subsets_are_drawn_by_the_seed_and_mean_the_same() -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = RNG.normal(size=(7, 3, 6))
-    whole, sums = kernel_distance(REAL, GENERATED), kernel.kernel_sums(clips, clips[:4])
+    whole, distance = kernel_distance(REAL, GENERATED), ClipKernelDistance(clips, clips[:4])()
     monkeypatch.setattr(kernel, "_BLOCK_NUMBERS", 50)
     assert kernel_distance(REAL, GENERATED) == pytest.approx(whole, rel=1e-12)
-    np.testing.assert_allclose(kernel.kernel_sums(clips, clips[:4]), sums, rtol=1e-12)
-    expected = sum((x @ y / 6 + 1) ** 3 for x in clips[2] for y in clips[1])
-    assert sums[2, 1] == pytest.approx(expected)
+    assert ClipKernelDistance(clips, clips[:4])() == pytest.approx(distance, rel=1e-12)
+
+
+def test_the_distance_of_clips_is_over_rows_of_different_ones() -> None:
+    real, generated = RNG.normal(size=(4, 3, 6)), RNG.normal(size=(3, 2, 6))
+
+    def mean(a: Any, b: Any, same: bool) -> float:
+        pairs = [(x, y) for i, x in enumerate(a) for j, y in enumerate(b) if not (same and i == j)]
+        return float(np.mean([[(u @ v / 6 + 1) ** 3 for u in x for v in y] for x, y in pairs]))
+
+    def direct(a: Any, b: Any) -> float:
+        return mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+
+    distance = ClipKernelDistance(real, generated)
+    assert distance() == pytest.approx(direct(real, generated))
+    # Counts choose clips, and a clip that is drawn twice is no pair with itself.
+    assert distance([1, 1, 0, 1], [0, 1, 1]) == pytest.approx(direct(real[[0, 1, 3]], generated[1:]))
+    assert distance([2, 2, 0, 2]) == pytest.approx(direct(real[[0, 1, 3]], generated))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .extractors import EXTRACTORS, FeatureExtractor, FeatureInfo, load_extractor
     from .features import EfficientNetLite0, clip_features, frame_features, load_efficientnet_lite0, unit_rows
     from .frechet import frechet_distance, moments_distance
-    from .kernel import kernel_distance
+    from .kernel import ClipKernelDistance, kernel_distance
     from .match import LabelledFeatures
     from .moments import Moments
     from .motion import flicker, frame_difference, loop_closes, motion_r2, neighbour_differences
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Resolved when first used: the arithmetic needs no torch.
 _MODULES = {
     "EXTRACTORS": "extractors",
+    "ClipKernelDistance": "kernel",
     "METRICS": "score",
     "EfficientNetLite0": "features",
     "FeatureExtractor": "extractors",
@@ -53,6 +54,7 @@ _MODULES = {
 
 __all__ = [
     "EXTRACTORS",
+    "ClipKernelDistance",
     "METRICS",
     "EfficientNetLite0",
     "FeatureExtractor",

@@ -56,7 +56,46 @@ def kernel_distance(
     return float(np.mean(values))
 
 
-def kernel_sums(a: Rows, b: Rows) -> Rows:
+class ClipKernelDistance:
+    """`kernel_distance` of two sets of clips with several rows each, over pairs of rows of different clips.
+
+    Rows of one clip are alike, no sample of a set: pairs of them would bias the estimate.
+    """
+
+    def __init__(self, real: Rows, generated: Rows) -> None:
+        """Compares all clips with all.
+
+        Args:
+            real: `(clips, rows, n)`.
+            generated: `(other clips, other rows, n)`.
+        """
+        sets = (real, generated)
+        self._within = [_kernel_sums(rows, rows) / rows.shape[1] ** 2 for rows in sets]
+        self._across = _kernel_sums(*sets) / (real.shape[1] * generated.shape[1])
+
+    def __call__(self, real: npt.ArrayLike | None = None, generated: npt.ArrayLike | None = None) -> float:
+        """The distance.
+
+        Args:
+            real: how often each real clip is in the set, as a bootstrap draws them; once each where None.
+            generated: the same of the generated clips.
+        """
+        counts = [
+            np.ones(len(means)) if count is None else np.asarray(count, dtype=np.float64)
+            for means, count in zip(self._within, (real, generated), strict=True)
+        ]
+        pairs = sum(_mean_over_pairs(means, count) for means, count in zip(self._within, counts, strict=True))
+        return float(pairs - 2 * counts[0] @ self._across @ counts[1] / (counts[0].sum() * counts[1].sum()))
+
+
+def _mean_over_pairs(kernel: Rows, counts: Rows) -> float:
+    """Mean kernel of two clips that are different ones, and not the same drawn twice."""
+    same = np.square(counts)
+    pairs = float(counts.sum() ** 2 - same.sum())
+    return float((counts @ kernel @ counts - same @ np.diagonal(kernel)) / pairs) if pairs else 0.0
+
+
+def _kernel_sums(a: Rows, b: Rows) -> Rows:
     """Sums of the kernel over all rows of two clips, for each pair of clips.
 
     Args:

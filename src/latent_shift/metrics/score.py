@@ -33,7 +33,7 @@ from latent_shift.core.shapes import check_at_least
 from .bootstrap import bootstrap_interval
 from .extractors import FeatureInfo
 from .frechet import check_enough, moments_distance
-from .kernel import kernel_sums
+from .kernel import ClipKernelDistance
 from .moments import Moments
 from .result import MetricResult
 from .scores import clip_similarity, inception_score
@@ -200,26 +200,12 @@ def _kernel(real: FeatureRows, generated: FeatureRows, seed: int) -> _Scored:
             raise InputError(name, len(rows), "have at least 2 clips")
         chosen = np.sort(rng.permutation(len(rows))[:most]) if len(rows) > most else np.arange(len(rows))
         sets.append(rows[chosen].astype(np.float64))
-    within = [kernel_sums(rows, rows) / rows.shape[1] ** 2 for rows in sets]
-    across = kernel_sums(*sets) / (sets[0].shape[1] * sets[1].shape[1])
-
-    def distance(*counts: npt.NDArray[np.float64]) -> float:
-        """Of sets in which each clip is so many times."""
-        pairs = sum(_mean_over_pairs(means, count) for means, count in zip(within, counts, strict=True))
-        return float(pairs - 2 * counts[0] @ across @ counts[1] / (counts[0].sum() * counts[1].sum()))
+    distance = ClipKernelDistance(*sets)
 
     def resample(rng: np.random.Generator) -> float:
-        return distance(*(np.bincount(_draw(rng, len(rows)), minlength=len(rows)).astype(np.float64) for rows in sets))
+        return distance(*(np.bincount(_draw(rng, len(rows)), minlength=len(rows)) for rows in sets))
 
-    value = distance(*(np.ones(len(rows)) for rows in sets))
-    return _Scored(value, resample, {"kernel": "(x.y / n + 1)^3", "compared_clips": [len(rows) for rows in sets]})
-
-
-def _mean_over_pairs(kernel: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
-    """Mean kernel of two clips that are different ones, and not the same drawn twice."""
-    same = np.square(counts)
-    pairs = float(counts.sum() ** 2 - same.sum())
-    return float((counts @ kernel @ counts - same @ np.diagonal(kernel)) / pairs) if pairs else 0.0
+    return _Scored(distance(), resample, {"kernel": "(x.y / n + 1)^3", "compared_clips": [len(rows) for rows in sets]})
 
 
 def _similarity(generated: FeatureRows, texts: npt.NDArray[np.float32]) -> _Scored:
