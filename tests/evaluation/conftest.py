@@ -26,15 +26,19 @@ class Emoji:
     color: tuple[int, int, int]
 
 
-def write_emoji(folder: Path) -> Path:
-    """Four labels that training sees, one of a held-out family, and one held-out pair beside the same label untoned."""
+def write_emoji(folder: Path, hidden: int = 1) -> Path:
+    """Four labels that training sees, `hidden` of held-out families, and as many held-out pairs.
+
+    Beside each pair is the same label untoned.
+    """
     heldout = load_heldout()
     labels = {info.label: info for info in read_labels()}
-    hidden = next(info.label for info in labels.values() if info.hexcode in heldout.families.values())
-    pair = min(heldout.pairs)
+    families = [info.label for info in labels.values() if info.hexcode in heldout.families.values()]
+    pairs = sorted({label: (label, tone) for label, tone in sorted(heldout.pairs, reverse=True)}.values())
     chosen = [Emoji(label, None, group, (40 * n, 200 - 30 * n, 90)) for n, (label, group) in enumerate(SEEN.items())]
-    chosen += [Emoji(hidden, None, "animals-nature", (10, 10, 200)), Emoji(pair[0], None, "people-body", (230, 200, 0))]
-    chosen += [Emoji(*pair, "people-body", (120, 70, 20))]
+    chosen += [Emoji(label, None, "animals-nature", (10, 10, 200)) for label in families[:hidden]]
+    for pair in pairs[:hidden]:
+        chosen += [Emoji(pair[0], None, "people-body", (230, 200, 0)), Emoji(*pair, "people-body", (120, 70, 20))]
     records: list[dict[str, Any]] = []
     for number, emoji in enumerate(chosen):
         frames = np.full((NUM_FRAMES, SIZE, SIZE, 3), 255, np.uint8)

@@ -16,6 +16,7 @@ from .data import data
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .reproduce import reproduce
 from .serve import serve
 from .study import study
 from .train import train
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(convert)
 app.command()(info)
 app.command()(benchmark)
+app.command()(reproduce)
 app.command()(serve)
 app.add_typer(data)
 app.add_typer(evaluate)

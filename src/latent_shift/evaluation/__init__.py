@@ -3,14 +3,18 @@
 from .emoji import EvaluationOptions, evaluate_emoji
 from .folder import FolderOptions, evaluate_folder
 from .protocols import ProtocolOptions, evaluate_protocol, msrvtt, ucf101
+from .reproduction import reproduce
+from .systems import ReproduceOptions
 
 __all__ = [
     "EvaluationOptions",
     "FolderOptions",
     "ProtocolOptions",
+    "ReproduceOptions",
     "evaluate_emoji",
     "evaluate_folder",
     "evaluate_protocol",
     "msrvtt",
+    "reproduce",
     "ucf101",
 ]

@@ -18,7 +18,7 @@ import torch
 from latent_shift import __version__
 from latent_shift.core.errors import InputError
 from latent_shift.core.shapes import check_at_least
-from latent_shift.data.heldout import load_heldout, verify_heldout
+from latent_shift.data.heldout import load_heldout
 from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.media import Frames, read_video
 from latent_shift.metrics import loop_closes
@@ -27,8 +27,8 @@ from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
 
 from .judge import EmojiJudge
-from .samples import Progress, SampleRequest, SampleStore, hash_folder
-from .subjects import SETS, Subject, emoji_subjects
+from .samples import Progress, SampleStore, hash_folder, sample_settings
+from .subjects import SETS, Subject, emoji_subjects, open_emoji
 
 _PSNR_EVERY = 6
 """The autoencoder is measured on every sixth frame of the held-out families' clips."""
@@ -117,10 +117,7 @@ def evaluate_emoji(
     """
     options = options or EvaluationOptions()
     report = progress or (lambda _what, _done, _total: None)
-    folder = CaptionedVideoFolder(data)
-    verify_heldout(folder.manifest, folder.path)
-    if not folder.manifest.get("heldout"):
-        raise InputError("data", str(data), "be a folder made by `latent-shift data emoji`")
+    folder = open_emoji(data)
     subjects = {
         name: chosen[: options.limit]
         for name, chosen in emoji_subjects(folder, options.labels, options.seed).items()
@@ -143,7 +140,7 @@ def evaluate_emoji(
         row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options, dtype)
         for row in rows
     }
-    requests = {name: [_request(name, subject) for subject in chosen] for name, chosen in subjects.items()}
+    requests = {name: [subject.request(name) for subject in chosen] for name, chosen in subjects.items()}
     everyone = [request for chosen in requests.values() for request in chosen]
     seconds = {row: clips.make_missing(everyone, f"clips: {row}", report) for row, clips in store.items()}
 
@@ -188,23 +185,17 @@ def _store(
     output: Path, row: Row, weights: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
 ) -> SampleStore:
     """The clips of one row; rows that have the same clips share them."""
-    guidance, correlation = pipeline.config.default_guidance_scale, pipeline.noise_correlation
-    boundary = _BOUNDARIES[row]
-    settings = {
-        "frames": 1 if row == "base" else pipeline.config.default_frames,
-        "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
-        "model": weights,
-        "steps": options.steps,
-        "guidance_scale": guidance if options.guidance_scale is None else options.guidance_scale,
-        "noise_correlation": correlation if options.noise_correlation is None else options.noise_correlation,
-        "dtype": dtype,
-        "device": pipeline.device.type,
-    }
+    settings = sample_settings(
+        pipeline,
+        weights,
+        frames=1 if row == "base" else pipeline.config.default_frames,
+        boundary=_BOUNDARIES[row],
+        steps=options.steps,
+        dtype=dtype,
+        guidance_scale=options.guidance_scale,
+        noise_correlation=options.noise_correlation,
+    )
     return SampleStore(output, pipeline, settings, options.batch_size)
-
-
-def _request(name: str, subject: Subject) -> SampleRequest:
-    return SampleRequest(f"{name}/{subject.file_name}", subject.prompt, subject.seed)
 
 
 def _score(judge: EmojiJudge, name: str, subjects: Sequence[Subject], clips: Iterable[Frames]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
 from latent_shift.pipelines.loading import model_folder
 
 from .folder import ClipFiles, ClipScorer, FolderOptions
-from .samples import Progress, SampleRequest, SampleStore, hash_folder
+from .samples import Progress, SampleRequest, SampleStore, hash_folder, sample_settings
 
 MSRVTT_METRICS = ("fid", "fid-clip", "clipsim")
 UCF101_METRICS = ("is", "fvd")
@@ -200,19 +200,16 @@ def evaluate_protocol(
         scorer = ClipScorer(scoring, weights, device, has_real=True)
         scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
     pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
-    own = config.default_guidance_scale
-    settings = {
-        "asked": protocol.name,
-        "frames": config.default_frames,
-        "boundary": pipeline.unet.default_boundary,
-        "model": hash_folder(model_folder(model)),
-        "scheduler": options.scheduler,
-        "steps": options.steps or SCHEDULERS[options.scheduler][1],
-        "guidance_scale": own if options.guidance_scale is None else options.guidance_scale,
-        "noise_correlation": pipeline.noise_correlation,
-        "dtype": dtype,
-        "device": pipeline.device.type,
-    }
+    settings = sample_settings(
+        pipeline,
+        hash_folder(model_folder(model)),
+        frames=config.default_frames,
+        boundary="default",
+        steps=options.steps or SCHEDULERS[options.scheduler][1],
+        dtype=dtype,
+        guidance_scale=options.guidance_scale,
+    )
+    settings |= {"asked": protocol.name, "scheduler": options.scheduler}
     store = SampleStore(Path(output), pipeline, settings, options.batch_size)
     number, parts = options.part or (1, 1)
     store.make_missing(protocol.requests[number - 1 :: parts], f"clips: {protocol.name}", report)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from latent_shift.core.files import sha256_file, write_json
 from latent_shift.media import Frames, write_video
+from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
 
 Progress = Callable[[str, int, int | None], None]
@@ -47,8 +48,8 @@ class SampleStore:
         Args:
             output: the folder of all stores.
             pipeline: makes the clips.
-            settings: what clips depend on; of these `frames`, `steps`, `guidance_scale`, `noise_correlation` and
-                `boundary` are given to the pipeline.
+            settings: what clips depend on (`sample_settings`); of these `frames`, `steps`, `guidance_scale`,
+                `noise_correlation` and `boundary` are given to the pipeline.
             batch_size: clips made at once; changes them only within rounding.
         """
         self.settings = dict(settings)
@@ -89,6 +90,41 @@ class SampleStore:
             output_type="np",
         )
         return (np.asarray(output.frames) * 255).round().astype(np.uint8)
+
+
+def sample_settings(
+    pipeline: LatentShiftPipeline,
+    weights: str,
+    frames: int,
+    boundary: Boundary | Literal["default"] | None,
+    steps: int,
+    dtype: str,
+    guidance_scale: float | None = None,
+    noise_correlation: float | None = None,
+) -> dict[str, Any]:
+    """What clips depend on besides prompt and seed, for a `SampleStore`.
+
+    Args:
+        pipeline: makes the clips.
+        weights: `hash_folder` of its model.
+        frames: of a clip.
+        boundary: as the pipeline takes it.
+        steps: denoising steps.
+        dtype: as `load_pipeline` was given it.
+        guidance_scale: the model's own where None.
+        noise_correlation: the model's own where None.
+    """
+    guidance, correlation = pipeline.config.default_guidance_scale, pipeline.noise_correlation
+    return {
+        "frames": frames,
+        "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
+        "model": weights,
+        "steps": steps,
+        "guidance_scale": guidance if guidance_scale is None else guidance_scale,
+        "noise_correlation": correlation if noise_correlation is None else noise_correlation,
+        "dtype": dtype,
+        "device": pipeline.device.type,
+    }
 
 
 def hash_folder(folder: Path) -> str:

@@ -13,10 +13,14 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
+from latent_shift.core.errors import InputError
 from latent_shift.core.seeding import derive_seed, hash_fraction
-from latent_shift.data.heldout import load_heldout, stage_records
+from latent_shift.data.heldout import load_heldout, stage_records, verify_heldout
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder
+
+from .samples import SampleRequest
 
 SETS = ("training", "heldout", "pairs", "paraphrase")
 
@@ -44,6 +48,23 @@ class Subject:
         """Of the clip."""
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.label} {self.tone or ''}".lower()).strip("-")
         return f"{words}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}.webp"
+
+    def request(self, name: str) -> SampleRequest:
+        """Its clip, as one of the set `name`."""
+        return SampleRequest(f"{name}/{self.file_name}", self.prompt, self.seed)
+
+
+def open_emoji(data: str | Path) -> CaptionedVideoFolder:
+    """The folder that `latent-shift data emoji` made.
+
+    Raises:
+        InputError: it is another folder, or holds out other emoji than this version.
+    """
+    folder = CaptionedVideoFolder(data)
+    verify_heldout(folder.manifest, folder.path)
+    if not folder.manifest.get("heldout"):
+        raise InputError("data", str(data), "be a folder made by `latent-shift data emoji`")
+    return folder
 
 
 def emoji_subjects(folder: CaptionedVideoFolder, labels: int = 100, seed: int = 0) -> dict[str, list[Subject]]:

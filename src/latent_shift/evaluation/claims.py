@@ -1,0 +1,228 @@
+"""The paper's claims, each as a difference of two systems over the same subjects, and whether it holds here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_shift.metrics import ClipKernelDistance, bootstrap_interval
+
+from .subjects import SETS
+from .systems import Measured
+
+Statistic = Literal["top1", "top5", "tone", "r2", "ratio", "lite0-frames-kd", "lite0-clips-kd"]
+Verdict = Literal["held", "not held", "undecided"]
+Counts = npt.NDArray[np.int64]
+
+STATISTICS: dict[Statistic, str] = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "tone": "tone right",
+    "r2": "motion r2",
+    "ratio": "motion ratio",
+    "lite0-frames-kd": "kernel distance of frames",
+    "lite0-clips-kd": "kernel distance of clips",
+}
+"""Shares and medians as `latent-shift evaluate emoji` has them; kernel distances as `latent-shift evaluate folder`."""
+_LESS_IS_BETTER = ("lite0-frames-kd", "lite0-clips-kd")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The first system is better than the second.
+
+    Attributes:
+        source: in the paper.
+        text: in words.
+        statistic: that tells.
+        first: of `SYSTEMS`.
+        second: of `SYSTEMS`.
+        sets: of `SETS`; each is decided for itself.
+    """
+
+    source: str
+    text: str
+    statistic: Statistic
+    first: str
+    second: str
+    sets: tuple[str, ...] = ("training",)
+
+
+CLAIMS = (
+    Claim(
+        "Table 1, CLIPSIM",
+        "Clips of Latent-Shift show what the sentence says more often than those of Latent-VDM.",
+        "top5",
+        "latent_shift",
+        "latent_vdm",
+        SETS,
+    ),
+    Claim(
+        "Tables 1 and 2, IS",
+        "Their frames are nearer to real ones (the paper's FID says the opposite).",
+        "lite0-frames-kd",
+        "latent_shift",
+        "latent_vdm",
+        SETS,
+    ),
+    Claim(
+        "Table 2, FVD",
+        "Their clips are nearer to real ones (the paper's FVD says the opposite, by half a percent).",
+        "lite0-clips-kd",
+        "latent_shift",
+        "latent_vdm",
+        SETS,
+    ),
+    Claim(
+        "Sec. 4.4",
+        "They move more as the real thing moves.",
+        "r2",
+        "latent_shift",
+        "latent_vdm",
+        SETS,
+    ),
+    Claim(
+        "Table 5, CLIPSIM",
+        "Frozen images of the text-to-image base show what the sentence says more often than clips of Latent-Shift.",
+        "top5",
+        "base_image",
+        "latent_shift",
+    ),
+    Claim(
+        "Table 5, FID",
+        "Frames of Latent-Shift's clips are nearer to real ones than the base's frozen images.",
+        "lite0-frames-kd",
+        "latent_shift",
+        "base_image",
+    ),
+    Claim(
+        "Fig. 6",
+        "Latent-Shift still draws images, Latent-VDM does not.",
+        "top5",
+        "latent_shift_image",
+        "latent_vdm_image",
+    ),
+    Claim(
+        "Fig. 6",
+        "Leaving Latent-VDM's temporal attention out does not help.",
+        "top5",
+        "latent_shift_image",
+        "latent_vdm_off_image",
+    ),
+    Claim(
+        "Fig. 6",
+        "Latent-Shift's images need the shift.",
+        "top5",
+        "latent_shift_image",
+        "latent_shift_off_image",
+    ),
+    Claim(
+        "Fig. 7",
+        "Without the shift, clips do not show what the sentence says.",
+        "top5",
+        "latent_shift",
+        "latent_shift_off",
+    ),
+    Claim(
+        "Fig. 7",
+        "Without the shift, clips do not move as the real thing.",
+        "r2",
+        "latent_shift",
+        "latent_shift_off",
+    ),
+)
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison:
+    """Statistics of the systems on one set, and of their differences.
+
+    Intervals are of the bootstrap over subjects: a drawn subject brings its real clip and, of every system, the clips
+    of all sampling seeds. So two systems are compared on the same subjects, and what differs from subject to subject
+    and is the same for both does not widen the interval of their difference.
+    """
+
+    def __init__(
+        self, measured: Mapping[str, Measured], real: npt.NDArray[np.float16], resamples: int = 200, seed: int = 0
+    ) -> None:
+        """Computes nothing yet.
+
+        Args:
+            measured: what each system measured, on the same subjects in the same order.
+            real: features of the subjects' real clips `(subjects, frames, 1280)`.
+            resamples: of the bootstrap.
+            seed: of the resamples.
+        """
+        self._measured, self._real = measured, real.astype(np.float64)
+        self._resamples, self._seed = resamples, seed
+        self._statistics: dict[tuple[str, Statistic], Callable[[Counts], float]] = {}
+
+    def score(self, system: str, statistic: Statistic) -> Estimate | None:
+        """A system's statistic; None where it has none: an image has no distance of clips."""
+        if statistic == "lite0-clips-kd" and self._measured[system].features.shape[2] == 1:
+            return None
+        return self._estimate(self._statistic(system, statistic))
+
+    def gain(self, claim: Claim) -> Estimate:
+        """By how much the first system of a claim is better than the second."""
+        first, second = (self._statistic(system, claim.statistic) for system in (claim.first, claim.second))
+        sign = -1 if claim.statistic in _LESS_IS_BETTER else 1
+        return self._estimate(lambda counts: sign * (first(counts) - second(counts)))
+
+    def _estimate(self, statistic: Callable[[Counts], float]) -> Estimate:
+        subjects = len(self._real)
+
+        def resample(rng: np.random.Generator) -> float:
+            return statistic(np.bincount(rng.integers(0, subjects, subjects), minlength=subjects))
+
+        value = statistic(np.ones(subjects, dtype=np.int64))
+        return Estimate(value, *bootstrap_interval(value, resample, self._resamples, self._seed))
+
+    def _statistic(self, system: str, name: Statistic) -> Callable[[Counts], float]:
+        """A function of how often each subject is in the set."""
+        key = (system, name)
+        if key not in self._statistics:
+            self._statistics[key] = self._make_statistic(self._measured[system], name)
+        return self._statistics[key]
+
+    def _make_statistic(self, measured: Measured, name: Statistic) -> Callable[[Counts], float]:
+        if name in _LESS_IS_BETTER:
+            rows = measured.features.astype(np.float64)
+            if name == "lite0-clips-kd":
+                distance = ClipKernelDistance(_clip_rows(self._real[:, None]), _clip_rows(rows))
+            else:
+                distance = ClipKernelDistance(self._real, rows.reshape(len(rows), -1, rows.shape[-1]))
+            return lambda counts: distance(counts, counts)
+        values: npt.NDArray[np.float64] = getattr(measured, name)
+        if name in ("r2", "ratio"):
+            return lambda counts: float(np.nanmedian(np.repeat(values, counts, axis=0)))
+        means = values.mean(axis=1)
+        return lambda counts: float(counts @ means / counts.sum())
+
+
+def verdict(gain: Estimate) -> Verdict:
+    """Held where the whole interval is above 0, not held where it is below."""
+    return "held" if gain.low > 0 else "not held" if gain.high < 0 else "undecided"
+
+
+def applicable(systems: Sequence[str]) -> list[Claim]:
+    """The claims about these systems alone."""
+    return [claim for claim in CLAIMS if {claim.first, claim.second} <= set(systems)]
+
+
+def _clip_rows(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """As the extractor `lite0-clips`: mean over the frames, and mean change; `(..., frames, n)` to `(..., 2 n)`."""
+    changes = np.abs(np.diff(features, axis=-2)).mean(axis=-2)
+    rows: npt.NDArray[np.float64] = np.concatenate([features.mean(axis=-2), changes], axis=-1)
+    return rows

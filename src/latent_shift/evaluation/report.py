@@ -1,0 +1,248 @@
+"""The report of `latent-shift reproduce`: Markdown, and the same as one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import mimetypes
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markdown_it import MarkdownIt
+
+from latent_shift.core.errors import InputError, MissingExtraError
+from latent_shift.core.files import atomic_path, write_json
+from latent_shift.media import Frames, contact_sheet, write_video
+
+from .claims import STATISTICS
+from .systems import SYSTEMS
+
+_VIDEOS = ("real", "latent_shift", "latent_vdm", "latent_shift_off")
+_TITLES = {"real": "real clips", **{name: system.title for name, system in SYSTEMS.items()}}
+_SETS = {
+    "training": "training labels",
+    "heldout": "held-out families (one still seen, no motion)",
+    "pairs": "held-out pairs of label and skin tone (tone right, too)",
+    "paraphrase": "the training labels' paraphrases",
+}
+_STATISTICS = {str(key): title for key, title in STATISTICS.items()} | {
+    "parameters": "parameters",
+    "seconds": "seconds a clip",
+}
+_COLORS = {"latent_shift": "#c8553d", "latent_vdm": "#1f4e8c"}
+_STYLE = """
+:root { color-scheme: light dark; --quiet: light-dark(#5d596d, #aaa6bd); --soft: light-dark(#e4e1ee, #353344); }
+body { margin: 0 auto; padding: 24px 16px 48px; max-width: 980px; background: light-dark(#fff, #17161d);
+  color: light-dark(#1c1a27, #efedf7);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 8px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-top: 1px solid var(--soft); }
+th { border: 0; color: var(--quiet); font-weight: 500; }
+"""
+
+
+def check_report(folder: Path) -> None:
+    """Raises where the report could not be written: before the clips are made, and not after it.
+
+    Raises:
+        InputError: the folder cannot be made.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "train")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("report", str(folder), f"be a folder that can be made ({error.strerror})") from error
+
+
+def write_report(
+    result: dict[str, Any], folder: Path, clips: Mapping[str, Sequence[Frames]], prompts: Sequence[str]
+) -> None:
+    """Writes `README.md`, `index.html`, `results.json`, `scores.png`, `videos.webp` and `images.png`.
+
+    Args:
+        result: what `reproduce` measured.
+        folder: where to.
+        clips: of each system, and of "real", the same subjects' clips.
+        prompts: the subjects' sentences.
+    """
+    videos = {name: clips[name] for name in _VIDEOS if name in clips}
+    write_video(folder / "videos.webp", _grid(videos), 8.0, quality=80)
+    images = {name: clips[name] for name in clips if name not in _VIDEOS}
+    write_video(folder / "images.png", _grid(images)[:1], 1.0)
+    _draw_scores(result, folder / "scores.png")
+    write_json(folder / "results.json", result)
+    text = to_markdown(result, prompts)
+    for name, page in (("README.md", text), ("index.html", to_html(text, folder))):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+
+def to_markdown(result: dict[str, Any], prompts: Sequence[str]) -> str:
+    """The report; `prompts` are those of the pictures' columns."""
+    settings, scores = result["settings"], result["scores"]
+    loop = (
+        "\n\nThese models draw loops, and a loop of one frame is its own neighbour: the shift changes nothing in it. "
+        "So one frame with and without the shift is the same by construction, and Fig. 6 cannot be told apart here."
+        if settings["loop"]
+        else ""
+    )
+    parts = [
+        "# The paper's claims, at emoji scale",
+        _lead(result),
+        "## Which claims hold",
+        "A gain is by how much the first system of the claim is better than the second, with its 95 % interval. Held: "
+        "the whole interval is above 0; not held: below; undecided: it has 0 in it.",
+        _table("source | claim | set | statistic | gain | verdict", [_claim_row(claim) for claim in result["claims"]]),
+        "## Tables 1 and 2: text to video",
+        "![Both models on each set, with 95 % intervals](scores.png)",
+    ]
+    for name, title in _SETS.items():
+        rows = [(system, scores[name][system]) for system in ("latent_shift", "latent_vdm")]
+        parts += [f"### {title[0].upper()}{title[1:]}: {scores[name]['subjects']}", _score_table(rows)]
+    parts += [
+        "## Table 4: size and speed",
+        _table("system | U-Net | autoencoder | text encoder | all | seconds a clip", _size_rows(result)),
+        "## Table 5, Figs. 6 and 7: frozen images, and the shift left out",
+        "On the training labels. An image counts as a frozen clip." + loop,
+        _score_table([(name, row) for name, row in scores["training"].items() if name in SYSTEMS]),
+        f"Clips of the first {len(prompts)} training labels ({', '.join(prompts)}), with the first seed: "
+        f"{_rows_of(_VIDEOS, result)}.",
+        "![Clips](videos.webp)",
+        f"Images of the same: {_rows_of([name for name in result['systems'] if name not in _VIDEOS], result)}.",
+        "![Images](images.png)",
+        "## How it was measured",
+        _method(result),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(text: str, folder: Path) -> str:
+    """Markdown as one page: the pictures of `folder` are in it."""
+
+    def embed(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:{mimetypes.guess_type(match[1])[0]};base64,{data}"'
+
+    body = re.sub(r'src="([\w.]+)"', embed, MarkdownIt("commonmark").enable("table").render(text))
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    title = escape(text.splitlines()[0].removeprefix("# "))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def _lead(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    verdicts = [claim["verdict"] for claim in result["claims"]]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("held", "not held", "undecided"))
+    limit = f" At most {settings['limit']} subjects of each set: a trial." if settings["limit"] else ""
+    base = "" if "base" in settings["models"] else " Without the text-to-image base: its rows and claims are left out."
+    return (
+        f"Latent-Shift beside Latent-VDM on animated emoji, {settings['seeds']} clips of {settings['frames']} frames a "
+        f"subject, each with a seed of its own. Of {len(verdicts)} claims: {counts}.{limit}{base}"
+    )
+
+
+def _method(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    models = [
+        f"{_TITLES.get(name, 'base')}: `{one['model']}`, sha256 {one['sha256'][:12]}"
+        for name, one in settings["models"].items()
+    ]
+    lines = [
+        *models,
+        f"{settings['device']}, {settings['threads']} threads, {settings['dtype']}, PyTorch {settings['torch']}, "
+        f"latent-shift {settings['latent_shift']}.",
+        f"{settings['steps']} steps; guidance and correlation of the first step's noise: "
+        + "; ".join(
+            f"{_TITLES[name]} {settings['guidance_scale'][name]:g} and {settings['noise_correlation'][name]:g}"
+            for name in settings["guidance_scale"]
+        )
+        + ".",
+        "Who is asked for, top-1, top-5, motion r2 and ratio: as `latent-shift evaluate emoji`.",
+        "Kernel distances: unbiased, of EfficientNet-Lite0's features of eight frames a clip, to the same subjects' "
+        "real clips (`lite0-frames-kd`, `lite0-clips-kd` in docs/metrics.md). They are no published KID or FVD.",
+        f"Intervals: score +- 1.96 standard deviations over {settings['resamples']} bootstrap resamples of the "
+        "subjects, each with all its seeds; both systems of a claim on the same resamples. Many claims are tested at "
+        "once and no interval is widened for that.",
+        "Seconds: medians over rounds in turns, after a warm-up, from the sentence to the frames.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _claim_row(claim: dict[str, Any]) -> list[str]:
+    statistic = _STATISTICS[claim["statistic"]]
+    return [claim["source"], claim["text"], claim["set"] or "-", statistic, _estimate(claim["gain"]), claim["verdict"]]
+
+
+def _score_table(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    keys = [key for key in _STATISTICS if any(key in row for _, row in rows)]
+    cells = [
+        [_TITLES[name], str(row["seeds"]), *("-" if row[key] is None else _estimate(row[key]) for key in keys)]
+        for name, row in rows
+    ]
+    return _table(" | ".join(["system", "seeds", *(_STATISTICS[key] for key in keys)]), cells)
+
+
+def _size_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, size in result["size"].items():
+        low, high = result["speed"][name]["seconds_range"]
+        seconds = f"{result['speed'][name]['seconds']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([_TITLES[name], *(f"{size[part] / 1e6:.2f} M" for part in size), seconds])
+    return rows
+
+
+def _rows_of(names: Sequence[str], result: dict[str, Any]) -> str:
+    return "from the top " + "; ".join(_TITLES[name] for name in names if name in result["systems"] or name == "real")
+
+
+def _estimate(found: dict[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _table(head: str, rows: list[list[str]]) -> str:
+    columns = head.count("|") + 1
+    return "\n".join([f"| {head} |", "|---" * columns + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _grid(systems: Mapping[str, Sequence[Frames]]) -> Frames:
+    """A clip of clips: a row for each system, a column for each subject; an image stands still."""
+    frames = max(len(clip) for clips in systems.values() for clip in clips)
+    pictures = []
+    for index in range(frames):
+        rows = [np.stack([clip[index % len(clip)] for clip in clips]) for clips in systems.values()]
+        pictures.append(contact_sheet(rows) if len(rows) > 1 else contact_sheet(rows[0], columns=len(rows[0])))
+    return np.stack(pictures)
+
+
+def _draw_scores(result: dict[str, Any], picture: Path) -> None:
+    """Top-5 and motion r2 of both models on each set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, key in zip(figure.subplots(1, 2), ("top5", "r2"), strict=True):
+        for place, (name, color) in enumerate(_COLORS.items()):
+            found = [result["scores"][one][name][key] for one in _SETS]
+            values = [one["value"] for one in found]
+            reach = [one["high"] - one["value"] for one in found]
+            heights = [row + 0.2 * place - 0.1 for row in range(len(found))]
+            axes.errorbar(values, heights, xerr=reach, fmt="o", color=color, label=_TITLES[name])
+        axes.set(xlabel=_STATISTICS[key], yticks=range(len(_SETS)), yticklabels=list(_SETS))
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=120)

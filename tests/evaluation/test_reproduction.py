@@ -1,0 +1,228 @@
+"""Covers `latent-shift reproduce`: what is measured, the claims, and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_shift.core.errors import InputError
+from latent_shift.evaluation import EvaluationOptions, ReproduceOptions, evaluate_emoji, reproduce
+from latent_shift.evaluation.claims import CLAIMS, STATISTICS, Claim, Comparison, Estimate, verdict
+from latent_shift.evaluation.samples import SampleStore
+from latent_shift.evaluation.subjects import SETS
+from latent_shift.evaluation.systems import SYSTEMS, Measured
+from latent_shift.media import read_video
+from latent_shift.metrics import ScoreOptions, score_features
+from latent_shift.metrics.extractors import load_extractor
+from latent_shift.pipelines import convert_model
+
+from .conftest import write_emoji
+
+OPTIONS = ReproduceOptions(steps=1, seeds=2, labels=2, rounds=2, resamples=20)
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def place(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data and an untrained twin; clips and reports go beside them."""
+    place = tmp_path_factory.mktemp("reproduce")
+    write_emoji(place / "data", hidden=2)
+    convert_model(str(road / "video/model"), place / "twin", "vdm")
+    return place
+
+
+def run(place: Path, road: Path, report: str = "report", **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "model": str(road / "video/model"),
+        "twin": str(place / "twin"),
+        "base": str(road / "image/model"),
+        "data": place / "data",
+        "output": place / "clips",
+        "report": place / report,
+        "options": OPTIONS,
+        "device": "cpu",
+        "dtype": "fp32",
+    }
+    return reproduce(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def result(place: Path, road: Path) -> dict[str, Any]:
+    return run(place, road)
+
+
+def make_measured(top5: Any, features: Any = None) -> Measured:
+    """A system of whose numbers only some are of interest."""
+    values = np.asarray(top5, dtype=np.float64)
+    if features is None:
+        features = np.zeros((*values.shape, 8, 4))
+    return Measured(values, values, values, values, values, np.asarray(features, dtype=np.float16))
+
+
+def make_claim(statistic: Any) -> Claim:
+    return Claim("here", "a beats b", statistic, "a", "b")
+
+
+def test_every_system_is_measured_on_its_sets(result: dict[str, Any]) -> None:
+    assert tuple(result["scores"]) == SETS
+    for name, scores in result["scores"].items():
+        asked = {system for system, how in SYSTEMS.items() if name in how.sets}
+        assert set(scores) == {"subjects", *asked}
+        for system in asked:
+            row = dict(scores[system])
+            assert row.pop("seeds") == (2 if SYSTEMS[system].all_seeds else 1)
+            assert set(row) == set(STATISTICS) - (set() if name == "pairs" else {"tone"})
+            assert (row["lite0-clips-kd"] is None) == SYSTEMS[system].image
+            for statistic, found in row.items():
+                if found is not None:
+                    assert found["low"] <= found["value"] <= found["high"], statistic
+    assert result["scores"]["training"]["base_image"]["r2"]["value"] == 0
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_every_claim_is_decided_on_its_sets(result: dict[str, Any]) -> None:
+    found = [(claim["text"], claim["set"]) for claim in result["claims"] if claim["source"] != "Table 4"]
+    assert sorted(found) == sorted((claim.text, name) for claim in CLAIMS for name in claim.sets)
+    for claim in result["claims"]:
+        assert claim["verdict"] == verdict(Estimate(**claim["gain"]))
+    # The same weights and temporal attention beside them: more parameters.
+    (size,) = (claim for claim in result["claims"] if claim["statistic"] == "parameters")
+    assert size["verdict"] == "held"
+    both = result["size"]
+    assert both["latent_shift"]["vae"] == both["latent_vdm"]["vae"]
+    assert both["latent_vdm"]["total"] / both["latent_shift"]["total"] - 1 == pytest.approx(
+        size["gain"]["value"], rel=1e-3
+    )
+    (speed,) = (claim for claim in result["claims"] if claim["statistic"] == "seconds")
+    assert speed["gain"]["value"] == pytest.approx(result["speed"]["ratio"]["vdm_to_shift"] - 1, rel=1e-3)
+
+
+def test_a_rerun_makes_nothing_and_says_the_same(
+    place: Path, road: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: Any) -> None:
+        raise AssertionError("a clip is made again")
+
+    monkeypatch.setattr(SampleStore, "_make", make)
+    assert run(place, road, "again") == result
+    names = ("README.md", "index.html", "results.json", "images.png", "videos.webp", "scores.png")
+    assert sorted(path.name for path in (place / "again").iterdir()) == sorted(names)
+    for name in names[:3]:
+        assert (place / "again" / name).read_bytes() == (place / "report" / name).read_bytes()
+
+
+def test_scores_of_one_seed_are_those_of_the_evaluation_and_clips_are_shared(
+    place: Path, road: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del result  # its clips are there
+    monkeypatch.setattr(SampleStore, "_make", None)
+    one = run(place, road, "one", options=ReproduceOptions(steps=1, seeds=1, labels=2, rounds=2, resamples=2))["scores"]
+    where: Any = {"device": "cpu", "dtype": "fp32"}
+    model, options = str(road / "video/model"), EvaluationOptions(steps=1, labels=2, floors=False)
+    scores = evaluate_emoji(model, place / "data", place / "clips", options, **where)
+    for name in SETS:
+        row, expected = one[name]["latent_shift"], scores[name]
+        for key in expected["match"]:
+            assert row[key]["value"] == pytest.approx(expected["match"][key], abs=1e-3)
+        for key in ("r2", "ratio"):
+            assert row[key]["value"] == pytest.approx(expected["motion"][key], rel=1e-3, abs=1e-4)
+    options = EvaluationOptions(steps=1, labels=2, sets=("training",))
+    floor = evaluate_emoji(model, place / "data", place / "clips", options, **where)["training"]["floor"]
+    off = one["training"]["latent_shift_off"]["r2"]["value"]
+    assert off == pytest.approx(floor["shift_off"]["motion"]["r2"], rel=1e-3, abs=1e-4)
+
+
+def test_what_is_better_for_certain_is_held_and_what_is_worse_is_not() -> None:
+    real = RNG.normal(size=(30, 8, 4)).astype(np.float16)
+    near, far = real[:, None] + 0.1, real[:, None] + 3
+    good = make_measured(RNG.random((30, 2)) < 0.9, np.repeat(near, 2, axis=1))
+    bad = make_measured(RNG.random((30, 2)) < 0.1, np.repeat(far, 2, axis=1))
+    for statistic in STATISTICS:
+        claim = make_claim(statistic)
+        assert verdict(Comparison({"a": good, "b": bad}, real).gain(claim)) == "held", statistic
+        assert verdict(Comparison({"a": bad, "b": good}, real).gain(claim)) == "not held", statistic
+        gain = Comparison({"a": good, "b": good}, real).gain(claim)
+        assert gain == Estimate(0, 0, 0)
+        assert verdict(gain) == "undecided"
+
+
+def test_the_interval_is_of_the_difference_on_the_same_subjects() -> None:
+    """Subjects differ much, the systems by one subject in ten: only pairing shows it."""
+    first = RNG.random((200, 1)) < 0.5
+    second = first & (RNG.random((200, 1)) > 0.2)
+    real = np.zeros((200, 8, 4), dtype=np.float16)
+    comparison = Comparison({"a": make_measured(first), "b": make_measured(second)}, real, resamples=400)
+    scores = [comparison.score(name, "top5") for name in "ab"]
+    assert scores[0] is not None
+    assert scores[1] is not None
+    assert scores[0].low < scores[1].high
+    gain = comparison.gain(make_claim("top5"))
+    assert gain.value == pytest.approx(float(first.mean() - second.mean()))
+    assert verdict(gain) == "held"
+    p = float((first != second).mean())
+    assert gain.high - gain.value == pytest.approx(1.96 * np.sqrt(p * (1 - p) / 200), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["lite0-frames", "lite0-clips"])
+def test_kernel_distances_are_those_of_the_metrics(name: str, tmp_path: Path) -> None:
+    clips = [torch.from_numpy(RNG.integers(0, high, (5, 8, 32, 32, 3), dtype=np.uint8)) for high in (256, 100)]
+    extractor, frames = load_extractor(name, tmp_path), load_extractor("lite0-frames", tmp_path)
+    real, generated = (extractor(one).numpy() for one in clips)
+    metric: Any = f"{name}-kd"
+    expected = score_features(metric, extractor.info, generated, real, options=ScoreOptions(resamples=0)).value
+    real, generated = (frames(one).numpy().astype(np.float16) for one in clips)
+    found = Comparison({"a": make_measured(np.ones((5, 1)), generated[:, None])}, real).score("a", metric)
+    assert found is not None
+    assert found.value == pytest.approx(expected, rel=0.01)
+
+
+def test_the_report_has_every_claim_and_needs_nothing_else(place: Path, result: dict[str, Any]) -> None:
+    text, page = (place / "report/README.md").read_text(), (place / "report/index.html").read_text()
+    for claim in result["claims"]:
+        assert f"| {claim['source']} | {claim['text']} |" in text
+    assert text.count("| held |") + text.count("| not held |") + text.count("| undecided |") == len(result["claims"])
+    assert re.findall(r"!\[.*?\]\((.*?)\)", text) == ["scores.png", "videos.webp", "images.png"]
+    assert page.count('src="data:image/') == 3
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<table>" in page
+    assert json.loads((place / "report/results.json").read_text()) == result
+    videos = read_video(place / "report/videos.webp").frames
+    assert videos.shape == (4, 4 * 18 - 2, 2 * 18 - 2, 3)
+    assert (place / "report/scores.png").stat().st_size > 5000
+
+
+def test_without_the_base_its_claims_are_left_out(place: Path, road: Path, result: dict[str, Any]) -> None:
+    short = run(place, road, "short", base=None)
+    about_base = [claim for claim in result["claims"] if "base_image" in (claim["first"], claim["second"])]
+    assert len(about_base) == 2
+    assert len(short["claims"]) == len(result["claims"]) - 2
+    assert "Without the text-to-image base" in (place / "short/README.md").read_text()
+
+
+def test_models_that_are_something_else_are_refused(place: Path, road: Path, tmp_path: Path) -> None:
+    shift, twin = str(road / "video/model"), str(place / "twin")
+    with pytest.raises(InputError, match="twin must be a model whose U-Net is a LatentVDMUNet"):
+        run(place, road, output=tmp_path, twin=shift)
+    with pytest.raises(InputError, match="model must be a model whose U-Net is a LatentShiftUNet"):
+        run(place, road, output=tmp_path, model=twin)
+    convert_model(str(road / "image/model"), tmp_path / "image-twin", "vdm")
+    with pytest.raises(InputError, match="twin must make clips of as many frames as the model, 4, got 1"):
+        run(place, road, output=tmp_path / "clips", twin=str(tmp_path / "image-twin"))
+    assert not list(tmp_path.rglob("*.webp"))
+
+
+def test_too_few_subjects_are_refused(place: Path, road: Path, emoji_data: Path) -> None:
+    with pytest.raises(InputError, match="have at least 2 subjects in the set heldout"):
+        run(place, road, data=emoji_data)
+
+
+@pytest.mark.parametrize("options", [{"seeds": 0}, {"limit": 1}, {"resamples": 1}, {"rounds": 0}, {"steps": 0}])
+def test_wrong_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        ReproduceOptions(**options)
