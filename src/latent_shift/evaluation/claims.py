@@ -28,6 +28,7 @@ STATISTICS: dict[Statistic, str] = {
     "lite0-clips-kd": "kernel distance of clips",
 }
 """Shares and medians as `latent-shift evaluate emoji` has them; kernel distances as `latent-shift evaluate folder`."""
+_SHARES = ("top1", "top5", "tone")
 _LESS_IS_BETTER = ("lite0-frames-kd", "lite0-clips-kd")
 
 
@@ -172,7 +173,10 @@ class Comparison:
         """A system's statistic; None where it has none: an image has no distance of clips."""
         if statistic == "lite0-clips-kd" and self._measured[system].features.shape[2] == 1:
             return None
-        return self._estimate(self._statistic(system, statistic))
+        value, low, high = self._estimate(self._statistic(system, statistic))
+        if statistic in _SHARES:
+            low, high = max(low, 0.0), min(high, 1.0)
+        return Estimate(value, low, high)
 
     def gain(self, claim: Claim) -> Estimate:
         """By how much the first system of a claim is better than the second."""

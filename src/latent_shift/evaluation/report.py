@@ -41,7 +41,7 @@ body { margin: 0 auto; padding: 24px 16px 48px; max-width: 980px; background: li
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 8px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
+table { border-collapse: collapse; font-size: .9rem; min-width: 780px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-top: 1px solid var(--soft); }
 th { border: 0; color: var(--quiet); font-weight: 500; }
 """
@@ -100,7 +100,7 @@ def to_markdown(result: dict[str, Any], prompts: Sequence[str]) -> str:
         "## Which claims hold",
         "A gain is by how much the first system of the claim is better than the second, with its 95 % interval. Held: "
         "the whole interval is above 0; not held: below; undecided: it has 0 in it.",
-        _table("source | claim | set | statistic | gain | verdict", [_claim_row(claim) for claim in result["claims"]]),
+        _table("source | claim | statistic | set | gain | verdict", _claim_rows(result["claims"])),
         "## Tables 1 and 2: text to video",
         "![Both models on each set, with 95 % intervals](scores.png)",
     ]
@@ -163,7 +163,7 @@ def _method(result: dict[str, Any]) -> str:
         *models,
         f"{settings['device']}, {settings['threads']} threads, {settings['dtype']}, PyTorch {settings['torch']}, "
         f"latent-shift {settings['latent_shift']}.",
-        f"{settings['steps']} steps; guidance and correlation of the first step's noise: "
+        f"Denoising steps: {settings['steps']}. Guidance and correlation of the first step's noise: "
         + "; ".join(
             f"{_TITLES[name]} {settings['guidance_scale'][name]:g} and {settings['noise_correlation'][name]:g}"
             for name in settings["guidance_scale"]
@@ -180,9 +180,15 @@ def _method(result: dict[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _claim_row(claim: dict[str, Any]) -> list[str]:
-    statistic = _STATISTICS[claim["statistic"]]
-    return [claim["source"], claim["text"], claim["set"] or "-", statistic, _estimate(claim["gain"]), claim["verdict"]]
+def _claim_rows(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for each set; a claim is named in its first."""
+    rows, last = [], None
+    for claim in claims:
+        named = [claim["source"], claim["text"], _STATISTICS[claim["statistic"]]]
+        shown = named if named != last else [""] * len(named)
+        rows.append([*shown, claim["set"] or "-", _estimate(claim["gain"]), claim["verdict"]])
+        last = named
+    return rows
 
 
 def _score_table(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:

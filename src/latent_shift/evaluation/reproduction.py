@@ -19,7 +19,7 @@ from latent_shift.data.heldout import load_heldout
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines import LatentShiftPipeline
 
-from .claims import STATISTICS, Comparison, Estimate, applicable, verdict
+from .claims import CLAIMS, STATISTICS, Comparison, Estimate, applicable, verdict
 from .report import check_report, write_report
 from .samples import Progress
 from .subjects import open_emoji
@@ -63,7 +63,6 @@ def reproduce(
         MissingExtraError: matplotlib is not installed.
     """
     options, output = options or ReproduceOptions(), Path(output)
-    check_report(Path(report))
     folder = open_emoji(data)
     models = {"latent_shift": model, "latent_vdm": twin, **({"base": base} if base else {})}
     samples = Samples(models, folder, output, options, device, dtype, progress or (lambda _what, _done, _total: None))
@@ -76,6 +75,7 @@ def reproduce(
     frames = pipeline.config.default_frames
     if frames < 2 or other.config.default_frames != frames:
         raise InputError("twin", other.config.default_frames, f"make clips of as many frames as the model, {frames}")
+    check_report(Path(report))
 
     scores: dict[str, Any] = {}
     decided: list[dict[str, Any]] = []
@@ -103,6 +103,8 @@ def reproduce(
                 facts |= {"first": claim.first, "second": claim.second, "gain": _rounded(gain)}
                 decided.append(facts | {"verdict": verdict(gain)})
 
+    order = [claim.text for claim in CLAIMS]
+    decided.sort(key=lambda facts: order.index(facts["text"]))
     speed = _speed(pipelines, samples.hashes, output, options, dtype)
     result = {
         "settings": {
