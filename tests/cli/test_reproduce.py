@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,12 +30,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return RESULT
 
     monkeypatch.setattr(evaluation, "reproduce", record)
+    monkeypatch.setattr(evaluation, "ablate", record)
     return calls
 
 
 def test_options_arrive(run: Run, asked: list[Any]) -> None:
     flags = ("--seeds", "2", "--limit", "5", "--steps", "7", "--rounds", "3", "--batch-size", "4", "--json")
-    result = run("reproduce", "--model", "m", "--twin", "t", "--base", "b", "--report", "r", *flags)
+    result = run("reproduce", "claims", "--model", "m", "--twin", "t", "--base", "b", "--report", "r", *flags)
     assert json.loads(result.out) == RESULT
     model, twin, base, data, output, report, options, device, dtype, _ = asked[0]
     assert (model, twin, base, device, dtype) == ("m", "t", "b", "auto", "auto")
@@ -43,7 +45,7 @@ def test_options_arrive(run: Run, asked: list[Any]) -> None:
 
 
 def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) -> None:
-    lines = run("reproduce", "--twin", "t").out.splitlines()
+    lines = run("reproduce", "claims", "--twin", "t").out.splitlines()
     assert asked[0][:3] == ("emoji", "t", None)
     assert lines == [
         "held       Table 4: It is smaller.",
@@ -53,5 +55,15 @@ def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) 
 
 
 def test_wrong_options_are_one_line(refused: Refused) -> None:
-    assert refused("reproduce", "--twin", "t", "--seeds", "0").startswith("seeds must be at least 1")
-    assert refused("reproduce", "--twin", "nowhere").startswith("data")
+    assert refused("reproduce", "claims", "--twin", "t", "--seeds", "0").startswith("seeds must be at least 1")
+    assert refused("reproduce", "claims", "--twin", "nowhere").startswith("data")
+    assert refused("reproduce", "ablation", "nowhere.toml").startswith("recipe")
+
+
+def test_the_recipe_of_an_ablation_can_be_changed(run: Run, asked: list[Any]) -> None:
+    recipe = Path(__file__).parents[2] / "recipes/emoji-ablation.toml"
+    result = run("reproduce", "ablation", recipe, "--set", "steps=7", "--seeds", "2", "--report", "r", "--json")
+    assert json.loads(result.out) == RESULT
+    resolved, output, report, options, *_ = asked[0]
+    assert (resolved.steps, resolved.data.size, resolved.stage) == (7, 64, "video")
+    assert (str(output), str(report), options) == ("runs/evaluation", "r", evaluation.ReproduceOptions(seeds=2))

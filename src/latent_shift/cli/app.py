@@ -34,10 +34,10 @@ app.command()(train)
 app.command()(convert)
 app.command()(info)
 app.command()(benchmark)
-app.command()(reproduce)
 app.command()(serve)
 app.add_typer(data)
 app.add_typer(evaluate)
+app.add_typer(reproduce, name="reproduce")
 app.add_typer(study)
 
 

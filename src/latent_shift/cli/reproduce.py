@@ -1,4 +1,4 @@
-"""`latent-shift reproduce`: do the paper's claims hold here?"""
+"""`latent-shift reproduce`: do the paper's claims hold here, and what of the shift matters?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+reproduce = typer.Typer(help="The paper's claims at emoji scale, and an ablation of the shift.", no_args_is_help=True)
 
-def reproduce(
+
+@reproduce.command()
+def claims(
     twin: Annotated[str, typer.Option(help="Folder of the Latent-VDM twin.")],
     model: Annotated[str, typer.Option(help="The Latent-Shift model, by name (emoji) or a folder.")] = "emoji",
     base: Annotated[
@@ -31,9 +34,9 @@ def reproduce(
     """The paper's claims, tested on a Latent-Shift model and its Latent-VDM twin. A rerun goes on.
 
     Examples:
-      latent-shift reproduce --twin models/emoji-vdm --base runs/emoji-image/model --report docs/reproduction
+      latent-shift reproduce claims --twin models/emoji-vdm --base runs/emoji-image/model
 
-      latent-shift reproduce --twin models/emoji-vdm --seeds 1 --limit 10
+      latent-shift reproduce claims --twin models/emoji-vdm --seeds 1 --limit 10
     """
     from latent_shift.evaluation import ReproduceOptions
     from latent_shift.evaluation import reproduce as run
@@ -51,3 +54,40 @@ def reproduce(
     for claim in result["claims"]:
         typer.echo(f"{claim['verdict']:<10} {claim['source']}: {claim['text']} {claim['set'] or ''}".rstrip())
     typer.echo(f"report: {report / 'README.md'}, {report / 'index.html'}")
+
+
+@reproduce.command()
+def ablation(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe of the video stage: recipes/emoji-ablation.toml.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the recipe: --set steps=100")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where clips and their features are kept.")] = Path("runs/evaluation"),
+    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/reproduce"),
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    seeds: Annotated[int, typer.Option(help="Clips of each label, each with a seed of its own.")] = 3,
+    limit: Annotated[int | None, typer.Option(help="At most so many labels, for trials.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; of sampling.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; of sampling.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, for programs.")] = False,
+) -> None:
+    """Fold, placement and boundary of the shift, one changed at a time: trains each, and measures it. A rerun goes on.
+
+    Examples:
+      latent-shift reproduce ablation recipes/emoji-ablation.toml
+    """
+    from latent_shift.core.config import load_config
+    from latent_shift.evaluation import ReproduceOptions, ablate
+    from latent_shift.evaluation.report import ablation_to_markdown
+    from latent_shift.training import Recipe
+
+    from ._progress import progress_bars
+    from ._quiet import quiet_libraries
+
+    resolved = load_config(Recipe, recipe, settings or ())
+    options = ReproduceOptions(steps=steps, seeds=seeds, limit=limit, batch_size=batch_size)
+    quiet_libraries()
+    with progress_bars() as show:
+        result = ablate(resolved, output, report, options, device, dtype, show)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else ablation_to_markdown(result))

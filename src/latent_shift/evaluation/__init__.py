@@ -1,5 +1,6 @@
 """Protocols that join pipelines, data and metrics: who is asked for, how often, with which seeds."""
 
+from .ablation import ablate
 from .emoji import EvaluationOptions, evaluate_emoji
 from .folder import FolderOptions, evaluate_folder
 from .protocols import ProtocolOptions, evaluate_protocol, msrvtt, ucf101
@@ -11,6 +12,7 @@ __all__ = [
     "FolderOptions",
     "ProtocolOptions",
     "ReproduceOptions",
+    "ablate",
     "evaluate_emoji",
     "evaluate_folder",
     "evaluate_protocol",

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from latent_shift.core.files import atomic_path, sha256_file
 from latent_shift.data.records import METADATA_FILE, CaptionedVideoFolder
-from latent_shift.media import Frames
+from latent_shift.media import Frames, loop_frame_indices, resize_frames
 from latent_shift.metrics import (
     LabelledFeatures,
     frame_difference,
@@ -93,8 +93,15 @@ class EmojiJudge:
         return frame_features(self._network, chosen)
 
     def judge(self, subject: Subject, clip: Frames) -> Judgement:
-        """Looks at one clip; an image, a clip of one frame, counts as a frozen clip."""
+        """Looks at one clip.
+
+        An image, a clip of one frame, counts as a frozen clip. A smaller clip, or one of fewer frames, is compared with
+        the real one as even frames of its whole loop, in that size.
+        """
         real = self._folder.read(subject.record).frames
+        if len(clip) > 1:
+            real = real[loop_frame_indices(len(real), len(clip))]
+        real = resize_frames(real, clip.shape[1:3])
         rows = self.features(clip)
         mean = _mean_row(rows)
         near = self.reference.ranked_labels(mean)

@@ -18,7 +18,7 @@ from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.media import Frames, contact_sheet, write_video
 
-from .claims import STATISTICS
+from .claims import STATISTICS, Estimate
 from .systems import SYSTEMS
 
 _VIDEOS = ("real", "latent_shift", "latent_vdm", "latent_shift_off")
@@ -33,6 +33,7 @@ _STATISTICS = {str(key): title for key, title in STATISTICS.items()} | {
     "parameters": "parameters",
     "seconds": "seconds a clip",
 }
+_GAINS = {"held": "better", "not held": "worse", "undecided": "undecided"}
 _COLORS = {"latent_shift": "#c8553d", "latent_vdm": "#1f4e8c"}
 _STYLE = """
 :root { color-scheme: light dark; --quiet: light-dark(#5d596d, #aaa6bd); --soft: light-dark(#e4e1ee, #353344); }
@@ -79,14 +80,48 @@ def write_report(
     write_video(folder / "images.png", _grid(images)[:1], 1.0)
     _draw_scores(result, folder / "scores.png")
     write_json(folder / "results.json", result)
-    text = to_markdown(result, prompts)
+    ablation = folder / "ablation.md"
+    text = to_markdown(result, prompts, ablation.read_text(encoding="utf-8") if ablation.is_file() else "")
     for name, page in (("README.md", text), ("index.html", to_html(text, folder))):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(page, encoding="utf-8")
 
 
-def to_markdown(result: dict[str, Any], prompts: Sequence[str]) -> str:
-    """The report; `prompts` are those of the pictures' columns."""
+def write_ablation(result: dict[str, Any], folder: Path) -> None:
+    """Writes `ablation.md`; a report of the claims that is written into the same folder afterwards contains it."""
+    with atomic_path(folder / "ablation.md") as temporary:
+        temporary.write_text(ablation_to_markdown(result), encoding="utf-8")
+
+
+def ablation_to_markdown(result: dict[str, Any]) -> str:
+    """The table of the variants, each compared with the first."""
+    settings, variants = result["settings"], result["variants"]
+    (_, first), *others = variants.items()
+    keys = list(first["scores"])
+    scores = [[row["title"], *(_estimate(row["scores"][key]) for key in keys)] for row in variants.values()]
+    gains = [
+        [row["title"], *(f"{_estimate(gain)}: {_GAINS[gain['verdict']]}" for gain in row["gains"].values())]
+        for _, row in others
+    ]
+    parts = [
+        "## Ablation: what of the shift matters",
+        f"Runs of {settings['steps']} steps of {settings['batch_size']} clips, {settings['frames']} frames of "
+        f"{settings['size']} x {settings['size']}, from the same weights, with the same clips and noise in the same "
+        f"order; {settings['seeds']} clips of each of {settings['subjects']} training labels.",
+        _table(" | ".join(["variant", *(_STATISTICS[key] for key in keys)]), scores),
+        f'Gains over "{first["title"]}", on the same labels, with 95 % intervals:',
+        _table(" | ".join(["variant", *(_STATISTICS[key] for key in others[0][1]["gains"])]), gains),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def rounded(estimate: Estimate) -> dict[str, float]:
+    """To four digits."""
+    return {key: float(f"{value:.4g}") for key, value in estimate._asdict().items()}
+
+
+def to_markdown(result: dict[str, Any], prompts: Sequence[str], ablation: str = "") -> str:
+    """The report; `prompts` are those of the pictures' columns, `ablation` is a section of its own."""
     settings, scores = result["settings"], result["scores"]
     loop = (
         "\n\nThese models draw loops, and a loop of one frame is its own neighbour: the shift changes nothing in it. "
@@ -118,6 +153,7 @@ def to_markdown(result: dict[str, Any], prompts: Sequence[str]) -> str:
         "![Clips](videos.webp)",
         f"Images of the same: {_rows_of([name for name in result['systems'] if name not in _VIDEOS], result)}.",
         "![Images](images.png)",
+        *([ablation.strip()] if ablation else []),
         "## How it was measured",
         _method(result),
     ]

@@ -20,7 +20,7 @@ from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines import LatentShiftPipeline
 
 from .claims import CLAIMS, STATISTICS, Comparison, Estimate, applicable, verdict
-from .report import check_report, write_report
+from .report import check_report, rounded, write_report
 from .samples import Progress
 from .subjects import open_emoji
 from .systems import SYSTEMS, ReproduceOptions, Samples
@@ -65,7 +65,8 @@ def reproduce(
     options, output = options or ReproduceOptions(), Path(output)
     folder = open_emoji(data)
     models = {"latent_shift": model, "latent_vdm": twin, **({"base": base} if base else {})}
-    samples = Samples(models, folder, output, options, device, dtype, progress or (lambda _what, _done, _total: None))
+    say = progress or (lambda _what, _done, _total: None)
+    samples = Samples(SYSTEMS, models, folder, output, options, device, dtype, say)
     pipelines = {name: samples.load(name) for name in ("latent_shift", "latent_vdm")}
     pipeline, other = pipelines.values()
     if not isinstance(pipeline.unet, LatentShiftUNet):
@@ -89,7 +90,7 @@ def reproduce(
             for statistic in STATISTICS:
                 if statistic != "tone" or name == "pairs":
                     score = comparison.score(system, statistic)
-                    row[statistic] = score and _rounded(score)
+                    row[statistic] = score and rounded(score)
             scores[name][system] = row
         for claim in applicable(asked):
             if name in claim.sets:
@@ -100,7 +101,7 @@ def reproduce(
                     "statistic": claim.statistic,
                     "set": name,
                 }
-                facts |= {"first": claim.first, "second": claim.second, "gain": _rounded(gain)}
+                facts |= {"first": claim.first, "second": claim.second, "gain": rounded(gain)}
                 decided.append(facts | {"verdict": verdict(gain)})
 
     order = [claim.text for claim in CLAIMS]
@@ -192,13 +193,8 @@ def _claims_of_table_4(pipelines: Mapping[str, LatentShiftPipeline], speed: dict
             "set": None,
             "first": "latent_shift",
             "second": "latent_vdm",
-            "gain": _rounded(gain),
+            "gain": rounded(gain),
             "verdict": verdict(gain),
         }
         for name, gain in gains.items()
     ]
-
-
-def _rounded(estimate: Estimate) -> dict[str, float]:
-    """To four digits."""
-    return {key: float(f"{value:.4g}") for key, value in estimate._asdict().items()}

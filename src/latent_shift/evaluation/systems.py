@@ -119,6 +119,7 @@ class Samples:
 
     def __init__(
         self,
+        systems: Mapping[str, System],
         models: Mapping[str, str],
         folder: CaptionedVideoFolder,
         output: Path,
@@ -130,6 +131,7 @@ class Samples:
         """Makes nothing yet.
 
         Args:
+            systems: by name.
             models: name or folder of each; systems of a model that is not given are left out.
             folder: what `latent-shift data emoji` made.
             output: where clips, features and numbers are kept.
@@ -142,7 +144,7 @@ class Samples:
             InputError: a model is none.
         """
         self.hashes = {name: hash_folder(model_folder(place)) for name, place in models.items()}
-        self.systems = {name: system for name, system in SYSTEMS.items() if system.model in models}
+        self.systems = {name: system for name, system in systems.items() if system.model in models}
         self.load: Callable[[str], LatentShiftPipeline] = cache(self._load)
         self.folder = folder
         self._models, self._output, self._options = models, output, options
@@ -153,9 +155,9 @@ class Samples:
         }
         """Of each set, for each seed."""
         for name, (first, *_) in self.subjects.items():
-            if len(first) < 2:
+            if len(first) < 2 and any(name in system.sets for system in self.systems.values()):
                 raise InputError("data", str(folder.path), f"have at least 2 subjects in the set {name}")
-        self.judge = cache(lambda: EmojiJudge(folder, output, self.load("latent_shift").device, progress))
+        self.judge = cache(lambda: EmojiJudge(folder, output, self.load(next(iter(models))).device, progress))
 
     def measure(self, system: str, name: str) -> Measured:
         """What a system is worth on a set; of clips that are not there yet, makes and judges them first."""
@@ -177,7 +179,7 @@ class Samples:
         """The clip of a set's subject, of the first seed; made where it is not there."""
         request = self.subjects[name][0][number].request(name)
         store = self._store(system)
-        store.make_missing([request], SYSTEMS[system].title, self._progress)
+        store.make_missing([request], self.systems[system].title, self._progress)
         return read_video(store.path(request)).frames
 
     def _column(self, system: str, name: str, seed: int, subjects: Sequence[Subject]) -> dict[str, npt.NDArray[Any]]:
@@ -185,7 +187,7 @@ class Samples:
         path = self._output / "measured" / f"{store.folder.name}-{name}-{seed}-{self._key(subjects)}.safetensors"
         if not path.is_file():
             requests = [subject.request(name) for subject in subjects]
-            store.make_missing(requests, f"{SYSTEMS[system].title}: {name}, seed {seed}", self._progress)
+            store.make_missing(requests, f"{self.systems[system].title}: {name}, seed {seed}", self._progress)
             judged = [
                 self.judge().judge(subject, read_video(store.path(request)).frames)
                 for subject, request in zip(subjects, requests, strict=True)

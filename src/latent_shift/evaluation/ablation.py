@@ -1,0 +1,127 @@
+"""`latent-shift reproduce ablation`: what of the shift matters; the paper does not say. Short runs, one change each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latent_shift.core.config import parse_config
+from latent_shift.core.errors import InputError
+from latent_shift.core.files import write_json
+from latent_shift.training import Recipe, train
+
+from .claims import Claim, Comparison, Statistic, verdict
+from .report import check_report, rounded, write_ablation
+from .samples import Progress
+from .subjects import open_emoji
+from .systems import ReproduceOptions, Samples, System
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change of a recipe.
+
+    Attributes:
+        title: for readers.
+        arguments: of the U-Net, above those of the recipe.
+        circular_share: of the batches, those that are loops.
+    """
+
+    title: str
+    arguments: Mapping[str, Any]
+    circular_share: float = 1.0
+
+
+VARIANTS = {
+    "paper": Variant("a third each way, at the entry of the branch, loops", {}),
+    "fold-4": Variant("a quarter each way", {"shift_fold": 4}),
+    "fold-8": Variant("an eighth each way", {"shift_fold": 8}),
+    "before-conv1": Variant("after norm and SiLU, before conv1", {"shift_placement": "before_conv1"}),
+    "zero": Variant("zeros at the ends, in training and sampling", {"shift_boundary": "zero"}, 0.0),
+    "mixed": Variant("zeros or loops by coin toss in training, loops in sampling", {}, 0.5),
+}
+"""The first is what the others are compared with."""
+_COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_boundary": "circular"}
+_STATISTICS: tuple[Statistic, ...] = ("top1", "top5", "r2", "ratio", "lite0-frames-kd", "lite0-clips-kd")
+_COMPARED: tuple[Statistic, ...] = ("top5", "r2", "lite0-clips-kd")
+
+
+def ablate(
+    recipe: Recipe,
+    output: str | Path = "runs/evaluation",
+    report: str | Path = "runs/reproduce",
+    options: ReproduceOptions | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains each variant of a recipe, measures it on the training labels, and writes the table.
+
+    Every run has the recipe's data, order, noise, steps and seed. A run that is complete is taken as it is, one that
+    was stopped goes on.
+
+    Args:
+        recipe: of the video stage, on emoji; each variant's run goes to a folder of its own in `recipe.output`.
+        output: where clips, features and numbers are kept.
+        report: a folder for `ablation.md` and `ablation.json`.
+        options: see `ReproduceOptions`; `rounds` is not used.
+        device: of sampling, as `load_pipeline`.
+        dtype: of sampling, as `load_pipeline`.
+        progress: told how far each part is.
+
+    Returns:
+        What `ablation.json` holds: `settings`, and for each variant its `scores` and its `gains` over the first.
+
+    Raises:
+        InputError: the recipe is of another stage, network or data.
+    """
+    options, say = options or ReproduceOptions(), progress or (lambda _what, _done, _total: None)
+    if recipe.stage != "video" or recipe.model.video != "shift":
+        raise InputError("recipe", f"stage {recipe.stage}", "be one that trains a Latent-Shift model on video")
+    folder = open_emoji(recipe.data.source)
+    check_report(Path(report))
+    models = {}
+    for number, (name, variant) in enumerate(VARIANTS.items()):
+        say("training", number, len(VARIANTS))
+        models[name] = str(train(_vary(recipe, name, variant)))
+    say("training", len(VARIANTS), len(VARIANTS))
+    systems = {name: System(variant.title, name) for name, variant in VARIANTS.items()}
+    samples = Samples(systems, models, folder, Path(output), options, device, dtype, say)
+    measured = {name: samples.measure(name, "training") for name in systems}
+    comparison = Comparison(measured, samples.real_features("training"), options.resamples)
+    first, *_ = VARIANTS
+    variants: dict[str, Any] = {}
+    for name, variant in VARIANTS.items():
+        scores = {key: comparison.score(name, key) for key in _STATISTICS}
+        row: dict[str, Any] = {"title": variant.title, "sha256": samples.hashes[name]}
+        row["scores"] = {key: score and rounded(score) for key, score in scores.items()}
+        if name != first:
+            gains = {key: comparison.gain(Claim("", variant.title, key, name, first)) for key in _COMPARED}
+            row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain)} for key, gain in gains.items()}
+        variants[name] = row
+    pipeline = samples.load(first)
+    settings = {
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "size": pipeline.config.default_size,
+        "frames": pipeline.config.default_frames,
+        "init": Path(recipe.model.init).name,
+        "subjects": len(samples.subjects["training"][0]),
+        "seeds": options.seeds,
+        "resamples": options.resamples,
+    }
+    result = {"settings": settings, "variants": variants}
+    write_json(Path(report) / "ablation.json", result)
+    write_ablation(result, Path(report))
+    return result
+
+
+def _vary(recipe: Recipe, name: str, variant: Variant) -> Recipe:
+    tree = recipe.model_dump(exclude_unset=True)
+    tree["output"] = str(Path(recipe.output) / name)
+    model = tree.setdefault("model", {})
+    model["arguments"] = {**model.get("arguments", {}), **_COMMON, **variant.arguments}
+    tree.setdefault("diffusion", {})["circular_share"] = variant.circular_share
+    return parse_config(Recipe, tree)
