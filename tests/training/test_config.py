@@ -27,7 +27,7 @@ def test_there_are_recipes() -> None:
 def test_every_recipe_is_right(path: Path) -> None:
     recipe = load_config(Recipe, path)
     stages = {"emoji-decoder": "autoencoder"} | dict.fromkeys(
-        ("tiny", "paper-webvid", "paper-ucf101", "sd15-lora", "emoji-motion"), "video"
+        ("tiny", "paper-webvid", "paper-ucf101", "sd15-lora", "emoji-motion", "emoji-ablation"), "video"
     )
     assert recipe.stage == stages.get(path.stem, path.stem.split("-")[-1])
     assert recipe.output == f"runs/{path.stem}"
