@@ -82,7 +82,7 @@ def test_the_name_says_the_format_and_the_file_says_how_it_was_made(generate: Ge
         "scheduler": "dpm++",
         "steps": "2",
         "guidance_scale": "3.0",
-        "noise_correlation": "0.0",
+        "noise_correlation": "0.5",
         "loop": "False",
         "version": f"latent-shift {latent_shift.__version__}",
     }
@@ -109,7 +109,7 @@ def test_json_says_everything_that_was_made(generate: Generate, model: Path) -> 
         "scheduler": "dpm++",
         "steps": 2,
         "guidance_scale": 4.0,
-        "noise_correlation": 0.0,
+        "noise_correlation": 0.5,
         "loop": False,
         "version": f"latent-shift {latent_shift.__version__}",
         "frames": 4,

@@ -164,7 +164,7 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
     shift = {
         "shift_fold": 4,
         "shift_placement": "before_conv1",
-        "shift_boundary": "circular",
+        "default_boundary": "circular",
         "noise_correlation": 0.5,
         "frame_frequencies": 2,
     }
@@ -191,13 +191,13 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
 def test_a_2d_config_gives_the_papers_shift() -> None:
     plain, _ = make_pair()
     unet = LatentShiftUNet.from_config(plain.config)
-    options = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_boundary": "zero"}
+    options = {"shift_fold": 3, "shift_placement": "before_norm1", "default_boundary": "zero"}
     options |= {"noise_correlation": 0.0, "frame_frequencies": 0}
     assert {key: unet.config[key] for key in options} == options
     assert unet.config.block_out_channels == TINY["block_out_channels"]
     # An option given beside the config counts.
     assert LatentShiftUNet.from_config(plain.config, shift_fold=4).config.shift_fold == 4
-    assert LatentShiftUNet.from_config(unet.config, shift_boundary="circular").config.shift_boundary == "circular"
+    assert LatentShiftUNet.from_config(unet.config, default_boundary="circular").config.default_boundary == "circular"
 
 
 @torch.no_grad()
@@ -408,7 +408,7 @@ def test_a_changed_block_runs_its_modules(change: str, boundary: Any, monkeypatc
 @torch.no_grad()
 def test_the_default_boundary_is_the_configs() -> None:
     _, zero = make_pair()
-    circular = LatentShiftUNet(**TINY, shift_boundary="circular").eval()
+    circular = LatentShiftUNet(**TINY, default_boundary="circular").eval()
     circular.load_state_dict(zero.state_dict())
     circular.set_attn_processor(AttnProcessor2_0())
     inputs = make_inputs()
@@ -617,7 +617,7 @@ def test_no_state_is_left_on_the_modules() -> None:
     [
         ({"shift_fold": 1}, "shift_fold must be at least 2, got 1"),
         ({"shift_placement": "after"}, "shift_placement must be one of before_norm1, before_conv1, got 'after'"),
-        ({"shift_boundary": "wrap"}, "shift_boundary must be one of zero, circular, got 'wrap'"),
+        ({"default_boundary": "wrap"}, "default_boundary must be one of zero, circular, got 'wrap'"),
         ({"noise_correlation": 1.0}, r"noise_correlation must be in \[0, 1\), got 1.0"),
         ({"noise_correlation": -0.1}, r"noise_correlation must be in \[0, 1\), got -0.1"),
         ({"frame_frequencies": -1}, "frame_frequencies must be at least 0, got -1"),

@@ -22,7 +22,7 @@ def test_table_6() -> None:
     parts = preset.build()
     unet, vae, text = parts["unet"], parts["vae"], parts["text_encoder"]
     assert unet.config.shift_fold == 3
-    assert unet.config.shift_boundary == "zero"
+    assert unet.config.default_boundary == "zero"
     assert unet.config.noise_correlation == 0
     assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 8
     assert unet.config.cross_attention_dim == text.config.d_model == 1280

@@ -58,7 +58,7 @@ def test_round_trip_of_diffusers_autoencoder_and_all_settings(make_pipeline: Mak
     }
     options = {
         "shift_fold": 2,
-        "shift_boundary": "circular",
+        "default_boundary": "circular",
         "noise_correlation": 0.5,
         "shift_placement": "before_conv1",
     }

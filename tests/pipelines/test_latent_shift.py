@@ -154,14 +154,14 @@ def test_an_image_is_a_clip_of_one_frame(pipeline: LatentShiftPipeline) -> None:
 
 
 def test_around_a_loop_of_one_frame_the_shift_is_the_identity(make_pipeline: MakePipeline) -> None:
-    looping = make_pipeline(unet={"shift_boundary": "circular"})
+    looping = make_pipeline(unet={"default_boundary": "circular"})
     image = run(looping, num_frames=1)
     assert torch.equal(image, run(looping, num_frames=1, boundary=None))
     assert not torch.allclose(image, run(looping, num_frames=1, boundary="zero"), atol=1e-3)
 
 
 def test_boundary_reaches_the_network(make_pipeline: MakePipeline) -> None:
-    pipeline, looping = make_pipeline(), make_pipeline(unet={"shift_boundary": "circular"})
+    pipeline, looping = make_pipeline(), make_pipeline(unet={"default_boundary": "circular"})
     results = {boundary: run(pipeline, boundary=boundary) for boundary in ("zero", "circular", None)}
     assert torch.equal(run(pipeline), results["zero"])
     assert torch.equal(run(looping), results["circular"])
@@ -321,7 +321,7 @@ def test_correlated_noise(make_pipeline: MakePipeline, boundary: Any) -> None:
     plain = make_pipeline(unet={"noise_correlation": 0.0})
     assert torch.equal(plain.prepare_latents(shape, generators(0, 1), None, boundary), own)
     for default in ("zero", "circular"):
-        pipeline = make_pipeline(unet={"noise_correlation": 0.8, "shift_boundary": default})
+        pipeline = make_pipeline(unet={"noise_correlation": 0.8, "default_boundary": default})
         made = pipeline.prepare_latents(shape, generators(0, 1), None, boundary)
         # Without the shift the noise is that of the clip with it, for comparison.
         edges = default if boundary in ("default", None) else boundary

@@ -39,11 +39,11 @@ VARIANTS = {
     "fold-4": Variant("a quarter each way", {"shift_fold": 4}),
     "fold-8": Variant("an eighth each way", {"shift_fold": 8}),
     "before-conv1": Variant("after norm and SiLU, before conv1", {"shift_placement": "before_conv1"}),
-    "zero": Variant("zeros at the ends, in training and sampling", {"shift_boundary": "zero"}, 0.0),
+    "zero": Variant("zeros at the ends, in training and sampling", {"default_boundary": "zero"}, 0.0),
     "mixed": Variant("zeros or loops by coin toss in training, loops in sampling", {}, 0.5),
 }
 """The first is what the others are compared with."""
-_COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_boundary": "circular"}
+_COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "default_boundary": "circular"}
 _STATISTICS: tuple[Statistic, ...] = ("top1", "top5", "r2", "ratio", "lite0-frames-kd", "lite0-clips-kd")
 _COMPARED: tuple[Statistic, ...] = ("top5", "r2", "lite0-clips-kd")
 

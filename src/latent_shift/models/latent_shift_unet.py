@@ -88,7 +88,6 @@ class LatentShiftUNet(VideoUNet):
     Args:
         shift_fold: into how many parts the channels are divided; two of them move (Table 6: "Shift Fold 3").
         shift_placement: `"before_norm1"` (entry of the residual branch) or `"before_conv1"`.
-        shift_boundary: the default of `forward`'s `boundary`.
         **kwargs: the arguments of `VideoUNet`.
 
     Raises:
@@ -99,24 +98,17 @@ class LatentShiftUNet(VideoUNet):
         self,
         shift_fold: int = 3,
         shift_placement: Placement = "before_norm1",
-        shift_boundary: Boundary = "zero",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_option("shift_placement", shift_placement, ("before_norm1", "before_conv1"))
-        check_option("shift_boundary", shift_boundary, ("zero", "circular"))
         if shift_fold < 2:
             raise InputError("shift_fold", shift_fold, "be at least 2")
-        self.register_to_config(shift_fold=shift_fold, shift_placement=shift_placement, shift_boundary=shift_boundary)
+        self.register_to_config(shift_fold=shift_fold, shift_placement=shift_placement)
         for module in self.modules():
             if type(module) is ResnetBlock2D:
                 module.__class__ = ShiftResnetBlock2D
                 module.fold, module.placement = shift_fold, shift_placement
-
-    @property
-    def default_boundary(self) -> Boundary:
-        """The config's `shift_boundary`."""
-        return cast("Boundary", self.config.shift_boundary)
 
     def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
         return cast("Tensor", block(x, temb, num_frames, boundary))

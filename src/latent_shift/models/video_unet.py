@@ -37,13 +37,21 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
             [0, 1); 0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
         frame_frequencies: tells each frame its place in the clip: sine and cosine of 1 to this many turns a clip join
             its time embedding (`time_embedding.cond_proj`, random before training); 0 is the paper.
+        default_boundary: what `forward`'s `boundary="default"` means; `"circular"` for a model of loops.
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
     Raises:
         InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
     """
 
-    def __init__(self, noise_correlation: float = 0.0, frame_frequencies: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        noise_correlation: float = 0.0,
+        frame_frequencies: int = 0,
+        default_boundary: Boundary = "zero",
+        **kwargs: Any,
+    ) -> None:
+        check_option("default_boundary", default_boundary, ("zero", "circular"))
         if not 0 <= noise_correlation < 1:
             raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
         if frame_frequencies < 0:
@@ -54,7 +62,11 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
                 raise InputError("time_cond_proj_dim", given, "be None: frame_frequencies takes its place")
             kwargs["time_cond_proj_dim"] = 2 * frame_frequencies
         super().__init__(**kwargs)
-        self.register_to_config(noise_correlation=noise_correlation, frame_frequencies=frame_frequencies)
+        self.register_to_config(
+            noise_correlation=noise_correlation,
+            frame_frequencies=frame_frequencies,
+            default_boundary=default_boundary,
+        )
         self._refuse_unknown_parts()
         attend_by_clip(self)
 
@@ -95,8 +107,8 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
 
     @property
     def default_boundary(self) -> Boundary:
-        """What `boundary="default"` means."""
-        return "zero"
+        """The config's `default_boundary`."""
+        return cast("Boundary", self.config.default_boundary)
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
