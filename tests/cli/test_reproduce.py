@@ -56,7 +56,7 @@ def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) 
 
 def test_wrong_options_are_one_line(refused: Refused) -> None:
     assert refused("reproduce", "claims", "--twin", "t", "--seeds", "0").startswith("seeds must be at least 1")
-    assert refused("reproduce", "claims", "--twin", "nowhere").startswith("data")
+    assert refused("reproduce", "claims", "--twin", "nowhere").startswith("twin")
     assert refused("reproduce", "ablation", "nowhere.toml").startswith("recipe")
 
 

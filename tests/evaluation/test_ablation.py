@@ -11,14 +11,16 @@ import pytest
 
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError
+from latent_shift.core.files import sha256_file
 from latent_shift.evaluation import ReproduceOptions, ablate, ablation
 from latent_shift.evaluation.ablation import VARIANTS
 from latent_shift.evaluation.report import ablation_to_markdown
+from latent_shift.evaluation.samples import SampleStore
 from latent_shift.training import Recipe
 
 MakeTree = Callable[..., dict[str, Any]]
 OPTIONS = ReproduceOptions(steps=1, seeds=2, labels=2, resamples=10)
-SOME = {name: VARIANTS[name] for name in ("paper", "fold-4")}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def recipe(make_tree: MakeTree, road: Path, emoji_data: Path, tmp_path: Path) ->
     tree: dict[str, Any] = make_tree("video", tmp_path / "runs", model={"init": str(road / "image/model")})
     tree["data"]["source"] = str(emoji_data)
     tree["steps"] = 2
+    del tree["diffusion"]["circular_share"]
     return parse_config(Recipe, tree)
 
 
@@ -47,33 +50,46 @@ def test_a_variant_is_the_recipe_with_one_change(recipe: Recipe) -> None:
 def test_variants_are_trained_once_and_compared_with_the_first(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "VARIANTS", SOME)
     places = (tmp_path / "clips", tmp_path / "report", OPTIONS, "cpu", "fp32")
-    result = ablate(recipe, *places)
-    for name, variant in SOME.items():
-        config = json.loads((tmp_path / f"runs/{name}/model/unet/config.json").read_text())
-        assert config["shift_fold"] == {"paper": 3, "fold-4": 4}[name]
-        assert result["variants"][name]["title"] == variant.title
-    assert "gains" not in result["variants"]["paper"]
-    gains = result["variants"]["fold-4"]["gains"]
-    scores = [result["variants"][name]["scores"] for name in SOME]
-    assert gains["r2"]["value"] == pytest.approx(scores[1]["r2"]["value"] - scores[0]["r2"]["value"], abs=2e-3)
-    assert gains["r2"]["value"] != 0
-    distance = "lite0-clips-kd"
-    assert gains[distance]["value"] == pytest.approx(
-        scores[0][distance]["value"] - scores[1][distance]["value"], abs=2e-3
-    )
-    assert result["settings"]["steps"] == 2
+    told: list[tuple[str, int]] = []
+    result = ablate(recipe, *places, lambda what, done, _total: told.append((what, done)))
+    for name in VARIANTS:
+        assert (f"training {name}", 2) in told
+    configs = {name: json.loads((tmp_path / f"runs/{name}/model/unet/config.json").read_text()) for name in VARIANTS}
+    found = {name: [config[key] for key in ablation._COMMON] for name, config in configs.items()}
+    assert found == {
+        "paper": [3, "before_norm1", "circular"],
+        "fold-4": [4, "before_norm1", "circular"],
+        "fold-8": [8, "before_norm1", "circular"],
+        "before-conv1": [3, "before_conv1", "circular"],
+        "zero": [3, "before_norm1", "zero"],
+        "mixed": [3, "before_norm1", "circular"],
+    }
+    weights = {sha256_file(tmp_path / f"runs/{name}/model/unet" / WEIGHTS) for name in VARIANTS}
+    assert len(weights) == len(VARIANTS)
 
+    assert [row["title"] for row in result["variants"].values()] == [one.title for one in VARIANTS.values()]
+    assert "gains" not in result["variants"]["paper"]
+    scores = {name: row["scores"] for name, row in result["variants"].items()}
+    gains = result["variants"]["fold-4"]["gains"]
+    for key, sign in (("r2", 1), ("lite0-clips-kd", -1)):  # of a distance, less is better
+        difference = scores["fold-4"][key]["value"] - scores["paper"][key]["value"]
+        assert gains[key]["value"] == pytest.approx(sign * difference, abs=2e-3)
+        assert difference != 0
+    assert result["settings"]["steps"] == 2
     assert json.loads((tmp_path / "report/ablation.json").read_text()) == result
     text = (tmp_path / "report/ablation.md").read_text()
     assert text == ablation_to_markdown(result)
     assert text.count("a quarter each way") == 2
 
+    monkeypatch.setattr(SampleStore, "_make", None)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model_index.json")}
-    assert len(stamps) == 2
+    assert len(stamps) == len(VARIANTS)
     assert ablate(recipe, *places) == result
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    # What is complete after two steps is no run of one step.
+    with pytest.raises(InputError, match="recipe.output must be a new folder, or that of runs of 1 steps: paper has 2"):
+        ablate(recipe.model_copy(update={"steps": 1}), *places)
 
 
 def test_other_recipes_are_refused(make_tree: MakeTree, recipe: Recipe, road: Path, tmp_path: Path) -> None:
@@ -83,4 +99,24 @@ def test_other_recipes_are_refused(make_tree: MakeTree, recipe: Recipe, road: Pa
     vdm = recipe.model_copy(update={"model": recipe.model.model_copy(update={"video": "vdm"})})
     with pytest.raises(InputError, match="recipe must be one that trains a Latent-Shift model on video"):
         ablate(vdm, tmp_path / "clips", tmp_path / "report")
+    with pytest.raises(InputError, match="dtype must be one of auto"):
+        ablate(recipe, tmp_path / "clips", tmp_path / "report", dtype="fp7")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "named"),
+    [
+        ("model", {"arguments": {"shift_fold": 5}}, "model.arguments.shift_fold"),
+        ("model", {"arguments": {"default_boundary": "zero"}}, "model.arguments.default_boundary"),
+        ("diffusion", {"circular_share": 0.3}, "diffusion.circular_share"),
+    ],
+)
+def test_what_the_variants_change_is_not_the_recipes(
+    recipe: Recipe, tmp_path: Path, table: str, values: dict[str, Any], named: str
+) -> None:
+    tree = recipe.model_dump(exclude_unset=True)
+    tree[table] |= values
+    with pytest.raises(InputError, match=f"recipe must leave to the variants what they change, got '{named}'"):
+        ablate(parse_config(Recipe, tree), tmp_path / "clips", tmp_path / "report")
+    assert not (tmp_path / "runs").exists()

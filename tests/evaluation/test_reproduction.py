@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,26 @@ import pytest
 import torch
 
 from latent_shift.core.errors import InputError
-from latent_shift.evaluation import EvaluationOptions, ReproduceOptions, evaluate_emoji, reproduce
-from latent_shift.evaluation.claims import CLAIMS, STATISTICS, Claim, Comparison, Estimate, verdict
+from latent_shift.evaluation import EvaluationOptions, ReproduceOptions, claims, evaluate_emoji, reproduce
+from latent_shift.evaluation.claims import CLAIMS, STATISTICS, Claim, Comparison, Estimate, applicable, verdict
+from latent_shift.evaluation.judge import EmojiJudge
+from latent_shift.evaluation.report import write_ablation
 from latent_shift.evaluation.samples import SampleStore
 from latent_shift.evaluation.subjects import SETS
 from latent_shift.evaluation.systems import SYSTEMS, Measured
 from latent_shift.media import read_video
-from latent_shift.metrics import ScoreOptions, score_features
+from latent_shift.metrics import ClipKernelDistance, ScoreOptions, score_features
 from latent_shift.metrics.extractors import load_extractor
 from latent_shift.pipelines import convert_model
 
 from .conftest import write_emoji
 
 OPTIONS = ReproduceOptions(steps=1, seeds=2, labels=2, rounds=2, resamples=20)
-RNG = np.random.default_rng(5)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,10 @@ def test_every_claim_is_decided_on_its_sets(result: dict[str, Any]) -> None:
     found = [(claim["text"], claim["set"]) for claim in result["claims"] if claim["source"] != "Table 4"]
     assert sorted(found) == sorted((claim.text, name) for claim in CLAIMS for name in claim.sets)
     for claim in result["claims"]:
-        assert claim["verdict"] == verdict(Estimate(**claim["gain"]))
+        low, high = claim["gain"]["low"], claim["gain"]["high"]
+        assert claim["verdict"] == {(True, False): "held", (False, True): "not held"}.get(
+            (low > 0, high < 0), "undecided"
+        )
     # The same weights and temporal attention beside them: more parameters.
     (size,) = (claim for claim in result["claims"] if claim["statistic"] == "parameters")
     assert size["verdict"] == "held"
@@ -110,6 +120,7 @@ def test_a_rerun_makes_nothing_and_says_the_same(
         raise AssertionError("a clip is made again")
 
     monkeypatch.setattr(SampleStore, "_make", make)
+    monkeypatch.setattr(EmojiJudge, "judge", make)
     assert run(place, road, "again") == result
     names = ("README.md", "index.html", "results.json", "images.png", "videos.webp", "scores.png")
     assert sorted(path.name for path in (place / "again").iterdir()) == sorted(names)
@@ -138,11 +149,19 @@ def test_scores_of_one_seed_are_those_of_the_evaluation_and_clips_are_shared(
     assert off == pytest.approx(floor["shift_off"]["motion"]["r2"], rel=1e-3, abs=1e-4)
 
 
-def test_what_is_better_for_certain_is_held_and_what_is_worse_is_not() -> None:
-    real = RNG.normal(size=(30, 8, 4)).astype(np.float16)
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.1, 0.3, "held"), (-0.3, -0.1, "not held"), (-0.1, 0.1, "undecided"), (0, 0.1, "undecided")],
+)
+def test_a_claim_is_decided_by_its_whole_interval(low: float, high: float, expected: str) -> None:
+    assert verdict(Estimate((low + high) / 2, low, high)) == expected
+
+
+def test_what_is_better_for_certain_is_held_and_what_is_worse_is_not(rng: np.random.Generator) -> None:
+    real = rng.normal(size=(30, 8, 4)).astype(np.float16)
     near, far = real[:, None] + 0.1, real[:, None] + 3
-    good = make_measured(RNG.random((30, 2)) < 0.9, np.repeat(near, 2, axis=1))
-    bad = make_measured(RNG.random((30, 2)) < 0.1, np.repeat(far, 2, axis=1))
+    good = make_measured(rng.random((30, 2)) < 0.9, np.repeat(near, 2, axis=1))
+    bad = make_measured(rng.random((30, 2)) < 0.1, np.repeat(far, 2, axis=1))
     for statistic in STATISTICS:
         claim = make_claim(statistic)
         assert verdict(Comparison({"a": good, "b": bad}, real).gain(claim)) == "held", statistic
@@ -152,10 +171,10 @@ def test_what_is_better_for_certain_is_held_and_what_is_worse_is_not() -> None:
         assert verdict(gain) == "undecided"
 
 
-def test_the_interval_is_of_the_difference_on_the_same_subjects() -> None:
+def test_the_interval_is_of_the_difference_on_the_same_subjects(rng: np.random.Generator) -> None:
     """Subjects differ much, the systems by one subject in ten: only pairing shows it."""
-    first = RNG.random((200, 1)) < 0.5
-    second = first & (RNG.random((200, 1)) > 0.2)
+    first = rng.random((200, 1)) < 0.5
+    second = first & (rng.random((200, 1)) > 0.2)
     real = np.zeros((200, 8, 4), dtype=np.float16)
     comparison = Comparison({"a": make_measured(first), "b": make_measured(second)}, real, resamples=400)
     scores = [comparison.score(name, "top5") for name in "ab"]
@@ -170,8 +189,15 @@ def test_the_interval_is_of_the_difference_on_the_same_subjects() -> None:
 
 
 @pytest.mark.parametrize("name", ["lite0-frames", "lite0-clips"])
-def test_kernel_distances_are_those_of_the_metrics(name: str, tmp_path: Path) -> None:
-    clips = [torch.from_numpy(RNG.integers(0, high, (5, 8, 32, 32, 3), dtype=np.uint8)) for high in (256, 100)]
+def test_kernel_distances_are_those_of_the_metrics_but_for_pairs(
+    name: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(real: Any, generated: Any, paired: bool) -> ClipKernelDistance:
+        assert paired
+        return ClipKernelDistance(real, generated)
+
+    monkeypatch.setattr(claims, "ClipKernelDistance", apart)
+    clips = [torch.from_numpy(rng.integers(0, high, (5, 8, 32, 32, 3), dtype=np.uint8)) for high in (256, 100)]
     extractor, frames = load_extractor(name, tmp_path), load_extractor("lite0-frames", tmp_path)
     real, generated = (extractor(one).numpy() for one in clips)
     metric: Any = f"{name}-kd"
@@ -185,12 +211,15 @@ def test_kernel_distances_are_those_of_the_metrics(name: str, tmp_path: Path) ->
 def test_the_report_has_every_claim_and_needs_nothing_else(place: Path, result: dict[str, Any]) -> None:
     text, page = (place / "report/README.md").read_text(), (place / "report/index.html").read_text()
     for claim in result["claims"]:
-        assert text.count(f"| {claim['source']} | {claim['text']} |") == 1
+        assert text.count(f"| {claim['source'] or '-'} | {claim['text']} |") == 1
     assert text.count("| held |") + text.count("| not held |") + text.count("| undecided |") == len(result["claims"])
     assert re.findall(r"!\[.*?\]\((.*?)\)", text) == ["scores.png", "videos.webp", "images.png"]
     assert page.count('src="data:image/') == 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<table>" in page
+    claims_of_paper = sum(bool(claim["source"]) for claim in result["claims"])
+    assert f"Of {claims_of_paper} claims of the paper" in text
+    assert claims_of_paper == len(result["claims"]) - len(SETS)
     assert json.loads((place / "report/results.json").read_text()) == result
     videos = read_video(place / "report/videos.webp").frames
     assert videos.shape == (4, 4 * 18 - 2, 2 * 18 - 2, 3)
@@ -200,8 +229,8 @@ def test_the_report_has_every_claim_and_needs_nothing_else(place: Path, result: 
 def test_without_the_base_its_claims_are_left_out(place: Path, road: Path, result: dict[str, Any]) -> None:
     short = run(place, road, "short", base=None)
     about_base = [claim for claim in result["claims"] if "base_image" in (claim["first"], claim["second"])]
-    assert len(about_base) == 2
-    assert len(short["claims"]) == len(result["claims"]) - 2
+    assert len(about_base) == 3
+    assert len(short["claims"]) == len(result["claims"]) - 3
     assert "Without the text-to-image base" in (place / "short/README.md").read_text()
 
 
@@ -209,12 +238,58 @@ def test_models_that_are_something_else_are_refused(place: Path, road: Path, tmp
     shift, twin = str(road / "video/model"), str(place / "twin")
     with pytest.raises(InputError, match="twin must be a model whose U-Net is a LatentVDMUNet"):
         run(place, road, output=tmp_path, twin=shift)
-    with pytest.raises(InputError, match="model must be a model whose U-Net is a LatentShiftUNet"):
+    with pytest.raises(InputError, match="model must be a video model whose U-Net is a LatentShiftUNet"):
         run(place, road, output=tmp_path, model=twin)
     convert_model(str(road / "image/model"), tmp_path / "image-twin", "vdm")
-    with pytest.raises(InputError, match="twin must make clips of as many frames as the model, 4, got 1"):
+    with pytest.raises(InputError, match=r"twin must have the model's default_frames \(4, not 1\)"):
         run(place, road, output=tmp_path / "clips", twin=str(tmp_path / "image-twin"))
+    with pytest.raises(InputError, match="base must be a text-to-image model, of one frame"):
+        run(place, road, output=tmp_path / "clips", base=shift)
+    for argument in ("model", "twin", "base"):
+        with pytest.raises(InputError, match=f"^{argument} must be one of emoji or a folder"):
+            run(place, road, output=tmp_path / "clips", **{argument: "nowhere"})
     assert not list(tmp_path.rglob("*.webp"))
+
+
+@pytest.mark.parametrize(
+    ("part", "fact", "value", "message"),
+    [
+        ("", "default_guidance_scale", 2.0, r"default_guidance_scale \(4.0, not 2.0\)"),
+        ("", "default_noise_correlation", 0.1, r"noise_correlation \(0.5, not 0.1\)"),
+        ("unet", "default_boundary", "circular", r"default_boundary \(zero, not circular\)"),
+    ],
+)
+def test_a_twin_that_is_sampled_otherwise_is_refused(
+    place: Path, road: Path, tmp_path: Path, part: str, fact: str, value: Any, message: str
+) -> None:
+    shutil.copytree(place / "twin", tmp_path / "twin")
+    config = tmp_path / "twin" / part / ("config.json" if part else "model_index.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), fact: value}))
+    with pytest.raises(InputError, match=f"twin must have the model's {message}"):
+        run(place, road, output=tmp_path / "clips", twin=str(tmp_path / "twin"))
+
+
+def test_of_loops_nobody_claims_that_an_image_needs_the_shift() -> None:
+    (left_out,) = set(applicable(list(SYSTEMS), loop=False)) - set(applicable(list(SYSTEMS), loop=True))
+    assert {left_out.first, left_out.second} == {"latent_shift_image", "latent_shift_off_image"}
+    assert applicable(list(SYSTEMS), loop=False) == list(CLAIMS)
+
+
+def test_an_ablation_joins_the_report_that_is_there(place: Path, result: dict[str, Any], tmp_path: Path) -> None:
+    del result  # its report is there
+    shutil.copytree(place / "report", tmp_path / "report")
+    number = {"value": 0.125, "low": 0.1, "high": 0.15}
+    settings = dict.fromkeys(("steps", "batch_size", "frames", "size", "seeds", "subjects"), 3)
+    variants = {
+        "paper": {"title": "a third", "scores": {"top5": number}},
+        "fold-4": {"title": "a quarter", "scores": {"top5": number}, "gains": {"top5": {**number, "verdict": "held"}}},
+    }
+    write_ablation({"settings": settings, "variants": variants}, tmp_path / "report")
+    before, text = ((folder / "report/README.md").read_text() for folder in (place, tmp_path))
+    section = (tmp_path / "report/ablation.md").read_text().strip()
+    assert "| a quarter | 0.125 (0.100 to 0.150): better |" in section
+    assert text.replace(section + "\n\n", "") == before
+    assert "<td>a quarter</td>" in (tmp_path / "report/index.html").read_text()
 
 
 def test_too_few_subjects_are_refused(place: Path, road: Path, emoji_data: Path) -> None:

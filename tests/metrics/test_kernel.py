@@ -102,6 +102,39 @@ def test_the_distance_of_clips_is_over_rows_of_different_ones() -> None:
     assert distance([2, 2, 0, 2]) == pytest.approx(direct(real[[0, 1, 3]], generated))
 
 
+def test_clips_that_belong_together_are_no_pair() -> None:
+    real, generated = RNG.normal(size=(5, 3, 6)), RNG.normal(size=(5, 2, 6))
+
+    def direct(chosen: list[int]) -> float:
+        def mean(a: Any, b: Any) -> float:
+            pairs = [(a[i], b[j]) for i in chosen for j in chosen if i != j]
+            return float(np.mean([[(u @ v / 6 + 1) ** 3 for u in x for v in y] for x, y in pairs]))
+
+        return mean(real, real) + mean(generated, generated) - 2 * mean(real, generated)
+
+    distance = ClipKernelDistance(real, generated, paired=True)
+    assert distance() == pytest.approx(direct([0, 1, 2, 3, 4]))
+    assert distance([1, 0, 1, 1, 0]) == pytest.approx(direct([0, 2, 3]))
+    assert distance([2, 0, 2, 2, 0]) == pytest.approx(direct([0, 2, 3]))
+    # The second set's own counts would make other pairs: they are those of the first.
+    assert distance([1, 0, 1, 1, 0], [0, 1, 1, 0, 1]) == distance([1, 0, 1, 1, 0])
+    with pytest.raises(InputError, match="generated must have 5 clips, as the real set it is paired with, got 4"):
+        ClipKernelDistance(real, generated[:4], paired=True)
+
+
+def test_sets_of_one_distribution_are_at_distance_zero_though_their_clips_are_alike_in_pairs() -> None:
+    rng = np.random.default_rng(1)
+    paired, apart = [], []
+    for _ in range(200):
+        subject = rng.normal(size=(20, 1, 8))
+        real, generated = (subject + 0.3 * rng.normal(size=(20, 1, 8)) for _ in range(2))
+        paired.append(ClipKernelDistance(real, generated, paired=True)())
+        apart.append(ClipKernelDistance(real, generated)())
+    error = np.std(paired) / np.sqrt(len(paired))
+    assert abs(np.mean(paired)) < 3 * error
+    assert np.mean(apart) < -20 * error
+
+
 @pytest.mark.parametrize(
     ("real", "generated", "options", "message"),
     [

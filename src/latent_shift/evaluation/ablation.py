@@ -9,7 +9,8 @@ from typing import Any
 
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError
-from latent_shift.core.files import write_json
+from latent_shift.core.files import read_json_object
+from latent_shift.pipelines.loading import resolve_dtype
 from latent_shift.training import Recipe, train
 
 from .claims import Claim, Comparison, Statistic, verdict
@@ -65,7 +66,7 @@ def ablate(
     Args:
         recipe: of the video stage, on emoji; each variant's run goes to a folder of its own in `recipe.output`.
         output: where clips, features and numbers are kept.
-        report: a folder for `ablation.md` and `ablation.json`.
+        report: a folder for `ablation.md` and `ablation.json`; a report of `reproduce` in it gets them as a section.
         options: see `ReproduceOptions`; `rounds` is not used.
         device: of sampling, as `load_pipeline`.
         dtype: of sampling, as `load_pipeline`.
@@ -75,23 +76,28 @@ def ablate(
         What `ablation.json` holds: `settings`, and for each variant its `scores` and its `gains` over the first.
 
     Raises:
-        InputError: the recipe is of another stage, network or data.
+        InputError: the recipe is of another stage, network or data, sets what the variants change, or its folder holds
+            longer runs; or the device or dtype is not there.
+        MissingExtraError: matplotlib is not installed.
     """
     options, say = options or ReproduceOptions(), progress or (lambda _what, _done, _total: None)
     if recipe.stage != "video" or recipe.model.video != "shift":
         raise InputError("recipe", f"stage {recipe.stage}", "be one that trains a Latent-Shift model on video")
+    own = [f"model.arguments.{key}" for key in _COMMON if key in recipe.model.arguments]
+    own += [f"diffusion.{key}" for key in ("circular_share",) if key in recipe.diffusion.model_fields_set]
+    if own:
+        raise InputError("recipe", own[0], "leave to the variants what they change")
     folder = open_emoji(recipe.data.source)
+    resolve_dtype(dtype, device)
     check_report(Path(report))
-    models = {}
-    for number, (name, variant) in enumerate(VARIANTS.items()):
-        say("training", number, len(VARIANTS))
-        models[name] = str(train(_vary(recipe, name, variant)))
-    say("training", len(VARIANTS), len(VARIANTS))
+    models = {name: _trained(_vary(recipe, name, variant), name, say) for name, variant in VARIANTS.items()}
     systems = {name: System(variant.title, name) for name, variant in VARIANTS.items()}
     samples = Samples(systems, models, folder, Path(output), options, device, dtype, say)
     measured = {name: samples.measure(name, "training") for name in systems}
-    comparison = Comparison(measured, samples.real_features("training"), options.resamples)
     first, *_ = VARIANTS
+    pipeline = samples.load(first)
+    real = samples.real_features("training", pipeline.config.default_size)
+    comparison = Comparison(measured, real, options.resamples)
     variants: dict[str, Any] = {}
     for name, variant in VARIANTS.items():
         scores = {key: comparison.score(name, key) for key in _STATISTICS}
@@ -101,7 +107,6 @@ def ablate(
             gains = {key: comparison.gain(Claim("", variant.title, key, name, first)) for key in _COMPARED}
             row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain)} for key, gain in gains.items()}
         variants[name] = row
-    pipeline = samples.load(first)
     settings = {
         "steps": recipe.steps,
         "batch_size": recipe.batch_size,
@@ -113,9 +118,22 @@ def ablate(
         "resamples": options.resamples,
     }
     result = {"settings": settings, "variants": variants}
-    write_json(Path(report) / "ablation.json", result)
     write_ablation(result, Path(report))
     return result
+
+
+def _trained(recipe: Recipe, name: str, say: Progress) -> str:
+    """The model of a run, which is trained where it is not complete.
+
+    Raises:
+        InputError: the folder holds a complete run of more steps.
+    """
+    done = Path(recipe.output) / "done.json"
+    steps = read_json_object(done)["steps"] if done.is_file() else 0
+    if steps > recipe.steps:
+        expected = f"be a new folder, or that of runs of {recipe.steps} steps: {name} has {steps}"
+        raise InputError("recipe.output", str(Path(recipe.output).parent), expected)
+    return str(train(recipe, lambda step, steps, _loss, _left: say(f"training {name}", step, steps)))
 
 
 def _vary(recipe: Recipe, name: str, variant: Variant) -> Recipe:

@@ -137,7 +137,7 @@ def evaluate_emoji(
         rows["base"].set_progress_bar_config(disable=True)
     hashes = {source: hash_folder(model_folder(source)) for source in (model, base) if source is not None}
     store = {
-        row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options, dtype)
+        row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options)
         for row in rows
     }
     requests = {name: [subject.request(name) for subject in chosen] for name, chosen in subjects.items()}
@@ -182,7 +182,7 @@ def evaluate_emoji(
 
 
 def _store(
-    output: Path, row: Row, weights: str, pipeline: LatentShiftPipeline, options: EvaluationOptions, dtype: str
+    output: Path, row: Row, weights: str, pipeline: LatentShiftPipeline, options: EvaluationOptions
 ) -> SampleStore:
     """The clips of one row; rows that have the same clips share them."""
     settings = sample_settings(
@@ -191,7 +191,6 @@ def _store(
         frames=1 if row == "base" else pipeline.config.default_frames,
         boundary=_BOUNDARIES[row],
         steps=options.steps,
-        dtype=dtype,
         guidance_scale=options.guidance_scale,
         noise_correlation=options.noise_correlation,
     )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 
 from latent_shift.core.files import atomic_path, sha256_file
-from latent_shift.data.records import METADATA_FILE, CaptionedVideoFolder
+from latent_shift.data.records import MANIFEST_FILE, METADATA_FILE, CaptionedVideoFolder
 from latent_shift.media import Frames, loop_frame_indices, resize_frames
 from latent_shift.metrics import (
     LabelledFeatures,
@@ -28,6 +28,8 @@ from .subjects import Subject
 
 _MATCH_FRAMES = 8
 """A clip is looked at in so many evenly spaced frames."""
+_VERSION = 1
+"""Of what `Judgement` holds: another one where its arithmetic changes, so that kept numbers are made again."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class EmojiJudge:
         self._folder = folder
         self._network = load_efficientnet_lite0(device)
         clips = [record for record in folder if record.metadata["kind"] == "clip"]
-        self.key = hashlib.sha256(
-            f"{sha256_file(folder.path / METADATA_FILE)} {sha256_file(weights_path())} {_MATCH_FRAMES}".encode()
-        ).hexdigest()[:12]
-        """Names the real clips, the network and the number of frames."""
+        files = (folder.path / METADATA_FILE, folder.path / MANIFEST_FILE, weights_path())
+        hashes = " ".join(sha256_file(file) for file in files)
+        self.key = hashlib.sha256(f"{hashes} {_MATCH_FRAMES} {_VERSION}".encode()).hexdigest()[:12]
+        """Names the real clips, the network and the arithmetic."""
         path = output / f"real-{self.key}.npy"
         if not path.is_file():
             rows = []

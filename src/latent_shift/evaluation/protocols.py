@@ -206,7 +206,6 @@ def evaluate_protocol(
         frames=config.default_frames,
         boundary="default",
         steps=options.steps or SCHEDULERS[options.scheduler][1],
-        dtype=dtype,
         guidance_scale=options.guidance_scale,
     )
     settings |= {"asked": protocol.name, "scheduler": options.scheduler}

@@ -15,14 +15,15 @@ import numpy as np
 from markdown_it import MarkdownIt
 
 from latent_shift.core.errors import InputError, MissingExtraError
-from latent_shift.core.files import atomic_path, write_json
+from latent_shift.core.files import atomic_path, read_json_object, write_json
 from latent_shift.media import Frames, contact_sheet, write_video
 
 from .claims import STATISTICS, Estimate
 from .systems import SYSTEMS
 
+_RESULTS, _ABLATION = "results.json", "ablation.json"
 _VIDEOS = ("real", "latent_shift", "latent_vdm", "latent_shift_off")
-_TITLES = {"real": "real clips", **{name: system.title for name, system in SYSTEMS.items()}}
+_TITLES = {"real": "real clips", "base": "text-to-image base", **{name: how.title for name, how in SYSTEMS.items()}}
 _SETS = {
     "training": "training labels",
     "heldout": "held-out families (one still seen, no motion)",
@@ -33,6 +34,8 @@ _STATISTICS = {str(key): title for key, title in STATISTICS.items()} | {
     "parameters": "parameters",
     "seconds": "seconds a clip",
 }
+_CLAIM_HEAD = "source | claim | statistic | set | gain | verdict"
+_ONE_RUN = "Intervals are over the subjects. Each model was trained once: what another run would change is not in them."
 _GAINS = {"held": "better", "not held": "worse", "undecided": "undecided"}
 _COLORS = {"latent_shift": "#c8553d", "latent_vdm": "#1f4e8c"}
 _STYLE = """
@@ -63,34 +66,41 @@ def check_report(folder: Path) -> None:
         raise InputError("report", str(folder), f"be a folder that can be made ({error.strerror})") from error
 
 
-def write_report(
-    result: dict[str, Any], folder: Path, clips: Mapping[str, Sequence[Frames]], prompts: Sequence[str]
-) -> None:
+def write_report(result: dict[str, Any], folder: Path, clips: Mapping[str, Sequence[Frames]]) -> None:
     """Writes `README.md`, `index.html`, `results.json`, `scores.png`, `videos.webp` and `images.png`.
 
     Args:
         result: what `reproduce` measured.
-        folder: where to.
-        clips: of each system, and of "real", the same subjects' clips.
-        prompts: the subjects' sentences.
+        folder: where to; what `write_ablation` wrote there becomes a section.
+        clips: of each system, and of "real", the clips of the subjects `result["shown"]`.
     """
     videos = {name: clips[name] for name in _VIDEOS if name in clips}
     write_video(folder / "videos.webp", _grid(videos), 8.0, quality=80)
     images = {name: clips[name] for name in clips if name not in _VIDEOS}
     write_video(folder / "images.png", _grid(images)[:1], 1.0)
     _draw_scores(result, folder / "scores.png")
-    write_json(folder / "results.json", result)
-    ablation = folder / "ablation.md"
-    text = to_markdown(result, prompts, ablation.read_text(encoding="utf-8") if ablation.is_file() else "")
-    for name, page in (("README.md", text), ("index.html", to_html(text, folder))):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+    write_json(folder / _RESULTS, result)
+    _write_pages(folder)
 
 
 def write_ablation(result: dict[str, Any], folder: Path) -> None:
-    """Writes `ablation.md`; a report of the claims that is written into the same folder afterwards contains it."""
-    with atomic_path(folder / "ablation.md") as temporary:
-        temporary.write_text(ablation_to_markdown(result), encoding="utf-8")
+    """Writes `ablation.json` and `ablation.md`, and again the pages of a report that is in the folder."""
+    write_json(folder / _ABLATION, result)
+    _write(folder / "ablation.md", ablation_to_markdown(result))
+    if (folder / _RESULTS).is_file():
+        _write_pages(folder)
+
+
+def _write_pages(folder: Path) -> None:
+    ablation = folder / _ABLATION
+    text = to_markdown(read_json_object(folder / _RESULTS), read_json_object(ablation) if ablation.is_file() else None)
+    _write(folder / "README.md", text)
+    _write(folder / "index.html", to_html(text, folder))
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def ablation_to_markdown(result: dict[str, Any]) -> str:
@@ -106,10 +116,11 @@ def ablation_to_markdown(result: dict[str, Any]) -> str:
     parts = [
         "## Ablation: what of the shift matters",
         f"Runs of {settings['steps']} steps of {settings['batch_size']} clips, {settings['frames']} frames of "
-        f"{settings['size']} x {settings['size']}, from the same weights, with the same clips and noise in the same "
-        f"order; {settings['seeds']} clips of each of {settings['subjects']} training labels.",
+        f"{settings['size']} x {settings['size']}, one of each variant, from the same weights, with the same clips in "
+        "the same order and the same noise (but noise that follows the frames around a loop is another where the ends "
+        f"are zeros); {settings['seeds']} clips of each of {settings['subjects']} training labels.",
         _table(" | ".join(["variant", *(_STATISTICS[key] for key in keys)]), scores),
-        f'Gains over "{first["title"]}", on the same labels, with 95 % intervals:',
+        f'Gains over "{first["title"]}", on the same labels, with 95 % intervals. {_ONE_RUN}',
         _table(" | ".join(["variant", *(_STATISTICS[key] for key in others[0][1]["gains"])]), gains),
     ]
     return "\n\n".join(parts) + "\n"
@@ -120,12 +131,14 @@ def rounded(estimate: Estimate) -> dict[str, float]:
     return {key: float(f"{value:.4g}") for key, value in estimate._asdict().items()}
 
 
-def to_markdown(result: dict[str, Any], prompts: Sequence[str], ablation: str = "") -> str:
-    """The report; `prompts` are those of the pictures' columns, `ablation` is a section of its own."""
-    settings, scores = result["settings"], result["scores"]
+def to_markdown(result: dict[str, Any], ablation: dict[str, Any] | None = None) -> str:
+    """The report of `reproduce`, with what `ablate` found as a section."""
+    settings, scores, prompts = result["settings"], result["scores"], result["shown"]
+    told, asked = ([claim for claim in result["claims"] if bool(claim["source"]) == own] for own in (True, False))
     loop = (
         "\n\nThese models draw loops, and a loop of one frame is its own neighbour: the shift changes nothing in it. "
-        "So one frame with and without the shift is the same by construction, and Fig. 6 cannot be told apart here."
+        "So one frame with and without the shift is the same by construction, and that Latent-Shift's images need the "
+        "shift (Fig. 6) cannot be asked here."
         if settings["loop"]
         else ""
     )
@@ -133,9 +146,13 @@ def to_markdown(result: dict[str, Any], prompts: Sequence[str], ablation: str = 
         "# The paper's claims, at emoji scale",
         _lead(result),
         "## Which claims hold",
-        "A gain is by how much the first system of the claim is better than the second, with its 95 % interval. Held: "
-        "the whole interval is above 0; not held: below; undecided: it has 0 in it.",
-        _table("source | claim | statistic | set | gain | verdict", _claim_rows(result["claims"])),
+        "Each claim is in the direction of the paper's numbers; match stands for its CLIPSIM, kernel distances for its "
+        "FID and FVD, and its Inception Score has no counterpart. A gain is by how much the first system of the claim "
+        "is better than the second, with its 95 % interval. Held: the whole interval is above 0; not held: below; "
+        f"undecided: it has 0 in it. {_ONE_RUN}",
+        _table(_CLAIM_HEAD, _claim_rows(told)),
+        "Not in the paper, which measures no motion:",
+        _table(_CLAIM_HEAD, _claim_rows(asked)),
         "## Tables 1 and 2: text to video",
         "![Both models on each set, with 95 % intervals](scores.png)",
     ]
@@ -146,14 +163,16 @@ def to_markdown(result: dict[str, Any], prompts: Sequence[str], ablation: str = 
         "## Table 4: size and speed",
         _table("system | U-Net | autoencoder | text encoder | all | seconds a clip", _size_rows(result)),
         "## Table 5, Figs. 6 and 7: frozen images, and the shift left out",
-        "On the training labels. An image counts as a frozen clip." + loop,
+        "On the training labels. An image counts as a frozen clip. The paper finetunes on text-video data only; the "
+        "recipes of the default model also show still pictures in the video stage (`diffusion.image_share`), which "
+        "helps either model to draw images." + loop,
         _score_table([(name, row) for name, row in scores["training"].items() if name in SYSTEMS]),
         f"Clips of the first {len(prompts)} training labels ({', '.join(prompts)}), with the first seed: "
         f"{_rows_of(_VIDEOS, result)}.",
         "![Clips](videos.webp)",
         f"Images of the same: {_rows_of([name for name in result['systems'] if name not in _VIDEOS], result)}.",
         "![Images](images.png)",
-        *([ablation.strip()] if ablation else []),
+        *([ablation_to_markdown(ablation).strip()] if ablation else []),
         "## How it was measured",
         _method(result),
     ]
@@ -179,21 +198,20 @@ def to_html(text: str, folder: Path) -> str:
 
 def _lead(result: dict[str, Any]) -> str:
     settings = result["settings"]
-    verdicts = [claim["verdict"] for claim in result["claims"]]
+    verdicts = [claim["verdict"] for claim in result["claims"] if claim["source"]]
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("held", "not held", "undecided"))
     limit = f" At most {settings['limit']} subjects of each set: a trial." if settings["limit"] else ""
     base = "" if "base" in settings["models"] else " Without the text-to-image base: its rows and claims are left out."
     return (
         f"Latent-Shift beside Latent-VDM on animated emoji, {settings['seeds']} clips of {settings['frames']} frames a "
-        f"subject, each with a seed of its own. Of {len(verdicts)} claims: {counts}.{limit}{base}"
+        f"subject, each with a seed of its own. Of {len(verdicts)} claims of the paper: {counts}.{limit}{base}"
     )
 
 
 def _method(result: dict[str, Any]) -> str:
     settings = result["settings"]
     models = [
-        f"{_TITLES.get(name, 'base')}: `{one['model']}`, sha256 {one['sha256'][:12]}"
-        for name, one in settings["models"].items()
+        f"{_TITLES[name]}: `{one['model']}`, sha256 {one['sha256'][:12]}" for name, one in settings["models"].items()
     ]
     lines = [
         *models,
@@ -206,12 +224,15 @@ def _method(result: dict[str, Any]) -> str:
         )
         + ".",
         "Who is asked for, top-1, top-5, motion r2 and ratio: as `latent-shift evaluate emoji`.",
-        "Kernel distances: unbiased, of EfficientNet-Lite0's features of eight frames a clip, to the same subjects' "
-        "real clips (`lite0-frames-kd`, `lite0-clips-kd` in docs/metrics.md). They are no published KID or FVD.",
+        "Kernel distances: unbiased, of EfficientNet-Lite0's features of eight evenly spaced frames a clip (an image "
+        "is one), to the same subjects' real clips in the size of the models; a clip and its own real one are no pair. "
+        "As `lite0-frames-kd` and `lite0-clips-kd` in docs/metrics.md but for frames and pairs: compare them within "
+        "this report only. They are no published KID or FVD.",
         f"Intervals: score +- 1.96 standard deviations over {settings['resamples']} bootstrap resamples of the "
         "subjects, each with all its seeds; both systems of a claim on the same resamples. Many claims are tested at "
         "once and no interval is widened for that.",
-        "Seconds: medians over rounds in turns, after a warm-up, from the sentence to the frames.",
+        "Seconds: medians over rounds in turns, after a warm-up, from the sentence to the frames; in brackets the "
+        "least and the largest of the rounds, as also in the gain of Table 4's speed.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -221,7 +242,7 @@ def _claim_rows(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows, last = [], None
     for claim in claims:
         named = [claim["source"], claim["text"], _STATISTICS[claim["statistic"]]]
-        shown = named if named != last else [""] * len(named)
+        shown = [named[0] or "-", *named[1:]] if named != last else [""] * len(named)
         rows.append([*shown, claim["set"] or "-", _estimate(claim["gain"]), claim["verdict"]])
         last = named
     return rows
@@ -279,7 +300,7 @@ def _draw_scores(result: dict[str, Any], picture: Path) -> None:
         for place, (name, color) in enumerate(_COLORS.items()):
             found = [result["scores"][one][name][key] for one in _SETS]
             values = [one["value"] for one in found]
-            reach = [one["high"] - one["value"] for one in found]
+            reach = [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
             heights = [row + 0.2 * place - 0.1 for row in range(len(found))]
             axes.errorbar(values, heights, xerr=reach, fmt="o", color=color, label=_TITLES[name])
         axes.set(xlabel=_STATISTICS[key], yticks=range(len(_SETS)), yticklabels=list(_SETS))

@@ -16,8 +16,10 @@ from latent_shift.benchmark.timing import compare, spread, take_turns, timed
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import read_json_object, write_json
 from latent_shift.data.heldout import load_heldout
+from latent_shift.media import resize_frames
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.loading import model_folder
 
 from .claims import CLAIMS, STATISTICS, Comparison, Estimate, applicable, verdict
 from .report import check_report, rounded, write_report
@@ -59,31 +61,29 @@ def reproduce(
         What `results.json` holds: `settings`, `systems`, `scores` (set, system, statistic), `size`, `speed`, `claims`.
 
     Raises:
-        InputError: the model has no shift or the twin no temporal attention, or the data are no emoji of this version.
+        InputError: the model has no shift or the twin no temporal attention, the twin or the base does not go with the
+            model, or the data are no emoji of this version.
         MissingExtraError: matplotlib is not installed.
     """
     options, output = options or ReproduceOptions(), Path(output)
-    folder = open_emoji(data)
     models = {"latent_shift": model, "latent_vdm": twin, **({"base": base} if base else {})}
+    for argument, place in zip(("model", "twin", "base"), models.values(), strict=False):
+        model_folder(place, argument)
+    folder = open_emoji(data)
     say = progress or (lambda _what, _done, _total: None)
     samples = Samples(SYSTEMS, models, folder, output, options, device, dtype, say)
-    pipelines = {name: samples.load(name) for name in ("latent_shift", "latent_vdm")}
-    pipeline, other = pipelines.values()
-    if not isinstance(pipeline.unet, LatentShiftUNet):
-        raise InputError("model", model, "be a model whose U-Net is a LatentShiftUNet")
-    if not isinstance(other.unet, LatentVDMUNet):
-        raise InputError("twin", twin, "be a model whose U-Net is a LatentVDMUNet")
-    frames = pipeline.config.default_frames
-    if frames < 2 or other.config.default_frames != frames:
-        raise InputError("twin", other.config.default_frames, f"make clips of as many frames as the model, {frames}")
+    pipelines = {name: samples.load(name) for name in models}
+    _check_models(pipelines, models)
     check_report(Path(report))
+    pipeline, other = pipelines["latent_shift"], pipelines["latent_vdm"]
+    loop = pipeline.unet.default_boundary == "circular"
 
     scores: dict[str, Any] = {}
     decided: list[dict[str, Any]] = []
     for name, seeds in samples.subjects.items():
         asked = [system for system, how in samples.systems.items() if name in how.sets]
         measured = {system: samples.measure(system, name) for system in asked}
-        comparison = Comparison(measured, samples.real_features(name), options.resamples)
+        comparison = Comparison(measured, samples.real_features(name, pipeline.config.default_size), options.resamples)
         scores[name] = {"subjects": len(seeds[0])}
         for system in asked:
             row: dict[str, Any] = {"seeds": measured[system].top1.shape[1]}
@@ -92,7 +92,7 @@ def reproduce(
                     score = comparison.score(system, statistic)
                     row[statistic] = score and rounded(score)
             scores[name][system] = row
-        for claim in applicable(asked):
+        for claim in applicable(asked, loop):
             if name in claim.sets:
                 gain = comparison.gain(claim)
                 facts: dict[str, Any] = {
@@ -106,7 +106,8 @@ def reproduce(
 
     order = [claim.text for claim in CLAIMS]
     decided.sort(key=lambda facts: order.index(facts["text"]))
-    speed = _speed(pipelines, samples.hashes, output, options, dtype)
+    both = {"latent_shift": pipeline, "latent_vdm": other}
+    speed = _speed(both, samples.hashes, output, options)
     result = {
         "settings": {
             "models": {
@@ -118,8 +119,9 @@ def reproduce(
             "threads": torch.get_num_threads(),
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
             "heldout": load_heldout().name,
-            "frames": frames,
-            "loop": pipeline.unet.default_boundary == "circular",
+            "frames": pipeline.config.default_frames,
+            "size": pipeline.config.default_size,
+            "loop": loop,
             "steps": options.steps,
             "guidance_scale": {name: one.config.default_guidance_scale for name, one in pipelines.items()},
             "noise_correlation": {name: one.noise_correlation for name, one in pipelines.items()},
@@ -129,16 +131,39 @@ def reproduce(
         },
         "systems": {name: SYSTEMS[name].title for name in samples.systems},
         "scores": scores,
-        "size": {name: _size(one) for name, one in pipelines.items()},
+        "size": {name: _size(one) for name, one in both.items()},
         "speed": speed,
-        "claims": [*_claims_of_table_4(pipelines, speed), *decided],
+        "claims": [*_claims_of_table_4(both, speed), *decided],
     }
-    columns = range(min(_COLUMNS, len(samples.subjects["training"][0])))
-    shown = {name: [samples.clip(name, "training", number) for number in columns] for name in samples.systems}
-    subjects = [samples.subjects["training"][0][number] for number in columns]
-    real = [folder.read(subject.record).frames for subject in subjects]
-    write_report(result, Path(report), {"real": real, **shown}, [subject.prompt for subject in subjects])
+    subjects = samples.subjects["training"][0][:_COLUMNS]
+    result["shown"] = [subject.prompt for subject in subjects]
+    columns = range(len(subjects))
+    shown = {name: [samples.clip(name, "training", column) for column in columns] for name in samples.systems}
+    real = [resize_frames(folder.read(subject.record).frames, pipeline.config.default_size) for subject in subjects]
+    write_report(result, Path(report), {"real": real, **shown})
     return result
+
+
+def _check_models(pipelines: Mapping[str, LatentShiftPipeline], models: Mapping[str, str]) -> None:
+    """Raises `InputError` unless the twin is a Latent-VDM sampled as the model is, and the base draws images."""
+    model, twin = pipelines["latent_shift"], pipelines["latent_vdm"]
+    if not isinstance(model.unet, LatentShiftUNet) or model.config.default_frames < 2:
+        raise InputError("model", models["latent_shift"], "be a video model whose U-Net is a LatentShiftUNet")
+    if not isinstance(twin.unet, LatentVDMUNet):
+        raise InputError("twin", models["latent_vdm"], "be a model whose U-Net is a LatentVDMUNet")
+    for fact in ("default_frames", "default_size", "default_guidance_scale", "noise_correlation", "default_boundary"):
+        ours, theirs = (_default(pipeline, fact) for pipeline in (model, twin))
+        if ours != theirs:
+            raise InputError("twin", models["latent_vdm"], f"have the model's {fact} ({ours}, not {theirs})")
+    base = pipelines.get("base")
+    if base is not None and base.config.default_frames != 1:
+        raise InputError("base", models["base"], "be a text-to-image model, of one frame")
+
+
+def _default(pipeline: LatentShiftPipeline, fact: str) -> Any:
+    if fact == "noise_correlation":
+        return pipeline.noise_correlation
+    return pipeline.unet.default_boundary if fact == "default_boundary" else pipeline.config[fact]
 
 
 def _speed(
@@ -146,10 +171,10 @@ def _speed(
     hashes: Mapping[str, str],
     output: Path,
     options: ReproduceOptions,
-    dtype: str,
 ) -> dict[str, Any]:
     """Seconds of a clip of each model, in turns after a warm-up; from the last run where nothing changed."""
-    key = json.dumps([hashes, options.steps, options.rounds, dtype, torch.get_num_threads()], sort_keys=True)
+    models = [[hashes[name], str(one.device), str(one.unet.dtype)] for name, one in pipelines.items()]
+    key = json.dumps([models, options.steps, options.rounds, torch.__version__, torch.get_num_threads()])
     path = output / "measured" / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     if not path.is_file():
         jobs = {}

@@ -98,7 +98,6 @@ def sample_settings(
     frames: int,
     boundary: Boundary | Literal["default"] | None,
     steps: int,
-    dtype: str,
     guidance_scale: float | None = None,
     noise_correlation: float | None = None,
 ) -> dict[str, Any]:
@@ -110,7 +109,6 @@ def sample_settings(
         frames: of a clip.
         boundary: as the pipeline takes it.
         steps: denoising steps.
-        dtype: as `load_pipeline` was given it.
         guidance_scale: the model's own where None.
         noise_correlation: the model's own where None.
     """
@@ -122,7 +120,7 @@ def sample_settings(
         "steps": steps,
         "guidance_scale": guidance if guidance_scale is None else guidance_scale,
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,
-        "dtype": dtype,
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
     }
 

@@ -17,7 +17,7 @@ from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.records import CaptionedVideoFolder
-from latent_shift.media import Frames, read_video
+from latent_shift.media import Frames, read_video, resize_frames
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
@@ -141,7 +141,7 @@ class Samples:
             progress: told how far each part is.
 
         Raises:
-            InputError: a model is none.
+            InputError: a model is none, or a set has fewer than 2 subjects.
         """
         self.hashes = {name: hash_folder(model_folder(place)) for name, place in models.items()}
         self.systems = {name: system for name, system in systems.items() if system.model in models}
@@ -165,11 +165,12 @@ class Samples:
         columns = [self._column(system, name, seed, subjects) for seed, subjects in enumerate(seeds)]
         return Measured(**{key: np.stack([column[key] for column in columns], axis=1) for key in columns[0]})
 
-    def real_features(self, name: str) -> npt.NDArray[np.float16]:
-        """Of the subjects' real clips, `(subjects, frames, 1280)`."""
-        path = self._output / "measured" / f"real-{name}-{self._key(self.subjects[name][0])}.npy"
+    def real_features(self, name: str, size: int) -> npt.NDArray[np.float16]:
+        """Of the subjects' real clips at `size` x `size`, as the models draw them; `(subjects, frames, 1280)`."""
+        path = self._output / "measured" / f"real-{name}-{size}-{self._key(self.subjects[name][0])}.npy"
         if not path.is_file():
-            rows = [self.judge().features(self.folder.read(one.record).frames) for one in self.subjects[name][0]]
+            clips = (self.folder.read(one.record).frames for one in self.subjects[name][0])
+            rows = [self.judge().features(resize_frames(clip, size)) for clip in clips]
             with atomic_path(path) as temporary:
                 np.save(temporary, np.stack(rows).astype(np.float16), allow_pickle=False)
         features: npt.NDArray[np.float16] = np.load(path, allow_pickle=False)
@@ -211,7 +212,6 @@ class Samples:
             frames=1 if how.image else pipeline.config.default_frames,
             boundary=how.boundary,
             steps=self._options.steps,
-            dtype=self._dtype,
         )
         return SampleStore(self._output, pipeline, settings, self._options.batch_size)
 

@@ -62,14 +62,21 @@ class ClipKernelDistance:
     Rows of one clip are alike, no sample of a set: pairs of them would bias the estimate.
     """
 
-    def __init__(self, real: Rows, generated: Rows) -> None:
+    def __init__(self, real: Rows, generated: Rows, paired: bool = False) -> None:
         """Compares all clips with all.
 
         Args:
             real: `(clips, rows, n)`.
             generated: `(other clips, other rows, n)`.
+            paired: whether clip i of both sets is of one subject. The two are then no independent draws, and are left
+                out of the mean over pairs across the sets, which they would bias (Gretton et al., 2012, Lemma 6).
+
+        Raises:
+            InputError: paired sets of different sizes.
         """
-        sets = (real, generated)
+        if paired and len(real) != len(generated):
+            raise InputError("generated", len(generated), f"have {len(real)} clips, as the real set it is paired with")
+        sets, self._paired = (real, generated), paired
         self._within = [_kernel_sums(rows, rows) / rows.shape[1] ** 2 for rows in sets]
         self._across = _kernel_sums(*sets) / (real.shape[1] * generated.shape[1])
 
@@ -78,14 +85,16 @@ class ClipKernelDistance:
 
         Args:
             real: how often each real clip is in the set, as a bootstrap draws them; once each where None.
-            generated: the same of the generated clips.
+            generated: the same of the generated clips; of paired sets it is that of the real ones.
         """
         counts = [
             np.ones(len(means)) if count is None else np.asarray(count, dtype=np.float64)
-            for means, count in zip(self._within, (real, generated), strict=True)
+            for means, count in zip(self._within, (real, real if self._paired else generated), strict=True)
         ]
-        pairs = sum(_mean_over_pairs(means, count) for means, count in zip(self._within, counts, strict=True))
-        return float(pairs - 2 * counts[0] @ self._across @ counts[1] / (counts[0].sum() * counts[1].sum()))
+        within = sum(_mean_over_pairs(means, count) for means, count in zip(self._within, counts, strict=True))
+        if self._paired:
+            return within - 2 * _mean_over_pairs(self._across, counts[0])
+        return float(within - 2 * counts[0] @ self._across @ counts[1] / (counts[0].sum() * counts[1].sum()))
 
 
 def _mean_over_pairs(kernel: Rows, counts: Rows) -> float:

@@ -200,7 +200,7 @@ def _kernel(real: FeatureRows, generated: FeatureRows, seed: int) -> _Scored:
             raise InputError(name, len(rows), "have at least 2 clips")
         chosen = np.sort(rng.permutation(len(rows))[:most]) if len(rows) > most else np.arange(len(rows))
         sets.append(rows[chosen].astype(np.float64))
-    distance = ClipKernelDistance(*sets)
+    distance = ClipKernelDistance(sets[0], sets[1])
 
     def resample(rng: np.random.Generator) -> float:
         return distance(*(np.bincount(_draw(rng, len(rows)), minlength=len(rows)) for rows in sets))

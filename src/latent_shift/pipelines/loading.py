@@ -82,13 +82,17 @@ def assemble_preset(preset: Preset, networks: Mapping[str, Any]) -> LatentShiftP
     )
 
 
-def model_folder(model: str) -> Path:
-    """The folder of a model named in `MODELS`, or `model` itself where it is a pipeline folder."""
+def model_folder(model: str, argument: str = "model") -> Path:
+    """The folder of a model named in `MODELS`, or `model` itself where it is a pipeline folder.
+
+    Raises:
+        InputError: it is neither; `argument` is its name in the message.
+    """
     if model in MODELS:
         return Path(str(importlib.resources.files("latent_shift"))) / "weights" / model
     if (Path(model) / "model_index.json").is_file():
         return Path(model)
-    raise InputError("model", model, f"be one of {', '.join(MODELS)} or a folder with a model_index.json")
+    raise InputError(argument, model, f"be one of {', '.join(MODELS)} or a folder with a model_index.json")
 
 
 def resolve_device(device: str) -> torch.device:
