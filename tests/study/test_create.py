@@ -6,9 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.media import read_video, write_video
 from latent_shift.study import Source, Store, StudySettings, create_study, find_sources
 from latent_shift.study.pairing import pair_sources
 from latent_shift.study.records import ClipFacts
@@ -37,6 +39,18 @@ def test_a_folder_is_read_by_its_table_or_by_its_files(tmp_path: Path) -> None:
         Source(tmp_path / "b.mp4", "a dog"),
     ]
     assert asked == ["b.mp4", "a.WEBP"]
+
+
+def test_a_folder_of_frames_is_one_clip(tmp_path: Path) -> None:
+    write_video(tmp_path / "clips/cat", np.zeros((2, 8, 8, 3), dtype=np.uint8), 8.0, {"prompt": "a cat"})
+    (tmp_path / "clips/notes").mkdir()
+    expected = [Source(tmp_path / "clips/cat", "a cat")]
+    assert find_sources(tmp_path / "clips", lambda path: read_video(path).metadata["prompt"]) == expected
+    (tmp_path / "clips/metadata.jsonl").write_text('{"file_name": "cat", "caption": "a cat"}')
+    assert find_sources(tmp_path / "clips", lambda _: None) == expected
+    (tmp_path / "clips/metadata.jsonl").write_text('{"file_name": "notes", "caption": "a cat"}')
+    with pytest.raises(DataError, match="names notes, which is not there"):
+        find_sources(tmp_path / "clips", lambda _: None)
 
 
 @pytest.mark.parametrize(

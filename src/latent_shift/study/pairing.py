@@ -12,6 +12,8 @@ from latent_shift.core.errors import DataError, InputError
 
 METADATA_FILE = "metadata.jsonl"
 _SUFFIXES = (".webp", ".gif", ".mp4", ".webm", ".mov", ".mkv")
+_FRAMES_FILE = "video.json"
+"""In a folder of PNG frames, which is one clip (`latent_shift.media.write_video`)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Source:
     """A clip before it is part of a study.
 
     Attributes:
-        path: its file.
+        path: its file, or its folder of PNG frames.
         prompt: the sentence that it was made from, with single spaces; None where nobody knows.
     """
 
@@ -55,10 +57,10 @@ def find_sources(folder: Path, read_prompt: Callable[[Path], str | None]) -> lis
     if table.is_file():
         found = _read_table(table)
     else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+        files = sorted(path for path in folder.rglob("*") if _is_clip(path))
         found = [Source(path, _clean(read_prompt(path))) for path in files]
     if not found:
-        raise InputError("folder", str(folder), f"hold clips ({' '.join(_SUFFIXES)})")
+        raise InputError("folder", str(folder), f"hold clips ({' '.join(_SUFFIXES)}, or folders of frames)")
     return found
 
 
@@ -116,10 +118,14 @@ def _read_table(table: Path) -> list[Source]:
         if not isinstance(name, str) or not isinstance(prompt, str):
             raise DataError(f"{table}:{number} must have a text as file_name and as caption")
         path = table.parent / name
-        if not path.is_file():
+        if not path.is_file() and not _is_clip(path):
             raise DataError(f"{table}:{number} names {name}, which is not there")
         found.append(Source(path, _clean(prompt)))
     return found
+
+
+def _is_clip(path: Path) -> bool:
+    return (path.suffix.lower() in _SUFFIXES and path.is_file()) or (path / _FRAMES_FILE).is_file()
 
 
 def _clean(prompt: str | None) -> str | None:
