@@ -9,6 +9,7 @@ from PIL import Image
 
 from latent_shift.benchmark import MODELS, BenchmarkOptions, benchmark, write_report
 from latent_shift.benchmark.memory import peak_memory
+from latent_shift.benchmark.networks import find_benchmark_preset
 from latent_shift.core.errors import InputError, LatentShiftError
 
 MEASURED = ("latent_shift", "latent_shift_off", "latent_vdm", "unet2d")
@@ -20,6 +21,7 @@ QUICK = BenchmarkOptions(
     memory=False,
     sweep_rounds=1,
     sweep_frames=(2, 4),
+    op_rounds=2,
 )
 
 
@@ -81,6 +83,45 @@ def test_frames(result: dict[str, Any]) -> None:
         assert row["linear_fit"]["seconds_per_frame"] > 0
 
 
+def test_floors(result: dict[str, Any]) -> None:
+    rates = result["rates"]
+    assert 1e9 < rates["matrix_flop_per_s"] < 1e15
+    assert 1e8 < rates["copy_bytes_per_s"] < 1e13
+    for name in MEASURED:
+        row = result["forward"][name]
+        assert row["floor_seconds"] * rates["matrix_flop_per_s"] == pytest.approx(row["flops"])
+        assert row["floor_seconds"] < row["seconds"]
+
+
+def test_where_the_time_goes(result: dict[str, Any]) -> None:
+    assert list(result["profile"]) == ["latent_shift", "latent_vdm", "unet2d"]
+    for shares in result["profile"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert {"convolutions", "matrix products", "norms", "activations"} <= set(shares)
+        assert shares.get("rest", 0) < 0.5  # of a tiny network much is bookkeeping
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_the_operation_alone(result: dict[str, Any]) -> None:
+    preset = find_benchmark_preset("tiny")
+    widths = list(enumerate(preset.unet["block_out_channels"]))
+    for operation in ("shift", "shift, norm, SiLU"):
+        rows = [row for row in result["ops"] if (row["operation"], row["backend"]) == (operation, "eager")]
+        sides = [preset.unet["sample_size"] >> level for level, _ in widths]
+        assert [(row["channels"], row["side"]) for row in rows] == [
+            (channels, side) for (_, channels), side in zip(widths, sides, strict=True)
+        ]
+        for row in rows:
+            assert row["bytes"] == 2 * 4 * preset.num_frames * row["channels"] * row["side"] ** 2
+            assert row["floor_seconds"] == pytest.approx(row["bytes"] / result["rates"]["copy_bytes_per_s"])
+            assert row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1]
+    whole, part = (
+        sum(row["seconds"] for row in result["ops"] if row["operation"] == operation)
+        for operation in ("shift, norm, SiLU", "shift")
+    )
+    assert whole > part
+
+
 def test_it_says_on_what_and_how(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     assert (result["preset"], result["dtype"]) == ("tiny", "float32")
@@ -101,6 +142,8 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
     page = (folder / "README.md").read_text()
     for name in MEASURED:
         assert f"\n| {MODELS[name]} | " in page
+    assert "## Where the time of a forward goes" in page
+    assert page.count("| shift, norm, SiLU | eager |") == len(find_benchmark_preset("tiny").unet["block_out_channels"])
     assert "Not measured: the same, compiled: not asked for; ModelScope" in page
     assert all(line in page for line in result["protocol"])
 
@@ -110,6 +153,7 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
     [
         ({"models": ("unet4d",)}, "models must be among latent_shift, .*, got 'unet4d'"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"op_rounds": -1}, "op_rounds must be at least 0, got -1"),
         ({"clip_steps": 101}, "clip_steps must be between 1 and steps, 100, got 101"),
     ],
 )

@@ -144,6 +144,25 @@ def test_a_stopped_run_equals_one_that_was_not(road: Path, make_recipe: MakeReci
     assert_same_run(Path(recipe.output), road / stage)
 
 
+def test_a_stopped_run_with_8_bit_adam_equals_one_that_was_not(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    def stop(done: int, *_: Any) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    pytest.importorskip("bitsandbytes")
+    changes: dict[str, Any] = {"optimizer": {"name": "adamw8bit"}, "steps": 4}
+    whole = make_recipe("video", "whole", **changes)
+    train(whole)
+    stopped = make_recipe("video", "stopped", **changes)
+    with pytest.raises(TrainingInterrupted, match="stopped after step 3"):
+        train(stopped, stop)
+    train(stopped)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    state = load_file(tmp_path / "whole/checkpoints/step_00000004/optimizer.safetensors")
+    assert torch.uint8 in {tensor.dtype for tensor in state.values()}
+    assert {tensor.item() for name, tensor in state.items() if name.endswith(".step")} == {4}
+
+
 def assert_same_run(run: Path, other: Path) -> None:
     rows = [[{**row, "seconds": 0} for row in read_log(folder / "log.jsonl")] for folder in (run, other)]
     assert rows[0] == rows[1]

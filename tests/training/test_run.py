@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,22 @@ def test_a_tracker_gets_the_rows_of_the_log(make_recipe: MakeRecipe) -> None:
         assert [value for _, value in found] == pytest.approx([value for _, value in rows], rel=1e-4)
 
 
+def test_weights_and_biases_gets_a_run_in_the_runs_folder(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = make_recipe("autoencoder", trackers=["wandb"], steps=4, log_every=2)
+    train(recipe)
+    (written,) = (Path(recipe.output) / "wandb").glob("offline-run-*/*.wandb")
+    assert written.stat().st_size > 0
+
+
 def test_a_tracker_that_is_not_installed_is_named(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     expected = r"^wandb is not installed; run: pip install 'latent-shift\[wandb\]'$"
     with pytest.raises(MissingExtraError, match=expected):
         train(make_recipe("autoencoder", trackers=["wandb"]))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MissingExtraError, match=r"^bitsandbytes is not installed; .*latent-shift\[adam8bit\]"):
         train(make_recipe("autoencoder", optimizer={"name": "adamw8bit"}))

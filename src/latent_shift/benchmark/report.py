@@ -46,10 +46,11 @@ def to_markdown(result: dict[str, Any], pictures: bool = False) -> str:
         f"# Size and speed, preset `{result['preset']}`, {result['dtype']}",
         f"{result['date']}, {result['device']}, {result['machine']['threads']} threads. "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-        + ".",
+        + f". At most {result['rates']['matrix_flop_per_s'] / 1e12:.4g} TFLOP a second in matrix products, and "
+        f"{result['rates']['copy_bytes_per_s'] / 1e9:.4g} GB a second in copies.",
         "## One forward",
         _table(
-            "network | parameters | TFLOP | seconds | times the plain U-Net | peak memory | format",
+            "network | parameters | TFLOP | seconds | floor, s | times the plain U-Net | peak memory | format",
             [_forward_row(name, row) for name, row in result["forward"].items() if row["seconds"] is not None],
         ),
     ]
@@ -77,6 +78,15 @@ def to_markdown(result: dict[str, Any], pictures: bool = False) -> str:
     if result["frames"]:
         parts += ["## Cost against frames", _frames_table(result["frames"])]
         parts += ["![Seconds against frames](frames.png)"] if pictures else []
+    if result["profile"]:
+        kinds = list(dict.fromkeys(kind for row in result["profile"].values() for kind in row))
+        shares = [
+            [MODELS[name], *(f"{row.get(kind, 0):.1%}" for kind in kinds)] for name, row in result["profile"].items()
+        ]
+        parts += ["## Where the time of a forward goes", _table(" | ".join(["network", *kinds]), shares)]
+    if result["ops"]:
+        head = "operation | backend | channels | side | microseconds | floor, microseconds"
+        parts += ["## The operation alone", _table(head, [_op_row(row) for row in result["ops"]])]
     parts += ["## How it was measured", "\n".join(f"- {line}" for line in result["protocol"])]
     return "\n\n".join(parts) + "\n"
 
@@ -99,9 +109,22 @@ def _forward_row(name: str, row: dict[str, Any]) -> list[str]:
         f"{row['parameters'] / 1e6:,.1f} M",
         f"{row['flops'] / 1e12:.4g}",
         _spread(row, "seconds", "{:.4g}"),
+        f"{row['floor_seconds']:.4g}",
         _spread(row, "ratio_to_unet2d", "{:.3f}"),
         "-" if peak is None else f"{peak / 2**30:.2f} GiB",
         row["memory_format"],
+    ]
+
+
+def _op_row(row: dict[str, Any]) -> list[str]:
+    micro = {key: [1e6 * value for value in row[key]] for key in ("seconds_range",)} | {"seconds": 1e6 * row["seconds"]}
+    return [
+        row["operation"],
+        row["backend"],
+        str(row["channels"]),
+        str(row["side"]),
+        _spread(micro, "seconds", "{:.4g}"),
+        f"{1e6 * row['floor_seconds']:.4g}",
     ]
 
 

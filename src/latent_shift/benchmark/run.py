@@ -13,6 +13,7 @@ import torch
 from latent_shift.core.errors import InputError
 from latent_shift.core.shapes import check_at_least
 from latent_shift.models.presets import Preset
+from latent_shift.ops.rates import copy_rate, matrix_rate
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.loading import resolve_device, resolve_dtype
 
@@ -29,6 +30,8 @@ from .networks import (
     find_benchmark_preset,
     training_step,
 )
+from .operations import measure_operations
+from .profiling import profile_forward
 from .timing import choose_memory_format, compare, fit_line, spread, take_turns, timed
 
 Progress = Callable[[str, int, int | None], None]
@@ -65,6 +68,8 @@ class BenchmarkOptions:
         memory: whether to measure peak memory, in a process for each network.
         sweep_rounds: timed forwards of each number of frames; 0 for none.
         sweep_frames: numbers of frames.
+        op_rounds: timed calls of the shift alone, and with norm and SiLU; 0 for none.
+        profile: whether to say where the time of a forward goes, of the video networks and the plain one.
     """
 
     models: tuple[str, ...] = tuple(MODELS)
@@ -77,6 +82,8 @@ class BenchmarkOptions:
     memory: bool = True
     sweep_rounds: int = 3
     sweep_frames: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    op_rounds: int = 7
+    profile: bool = True
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
@@ -89,6 +96,7 @@ class BenchmarkOptions:
             ("steps", 1),
             ("clip_rounds", 0),
             ("sweep_rounds", 0),
+            ("op_rounds", 0),
         ):
             check_at_least(name, getattr(self, name), least)
         if self.clip_steps is not None and not 1 <= self.clip_steps <= self.steps:
@@ -118,6 +126,7 @@ class _Run:
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     clips: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     frames: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profiles: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def forward(self, denoiser: Denoiser, num_frames: int | None = None) -> Callable[[], Any]:
         """A job: one forward."""
@@ -160,6 +169,9 @@ class _Run:
         if "latent_shift_off" in seconds:
             ratio = compare(seconds["latent_shift"], seconds["latent_shift_off"], "ratio_to_latent_shift_off")
             self.facts["latent_shift"]["ratio"] |= ratio
+        if self.options.profile:
+            for name in denoisers.keys() & {*_SWEPT, FLOOR} - self.profiles.keys():
+                self.profiles[name] = profile_forward(self.forward(denoisers[name]), self.device)
         if self.options.train_rounds:
             self._train({name: one for name, one in denoisers.items() if name in _TRAINED})
         if self.pipeline is not None:
@@ -216,7 +228,9 @@ def benchmark(
         progress: told what is done.
 
     Returns:
-        What was measured on what, and how: `forward`, `training`, `clip` and `frames` by network; `protocol`.
+        What was measured on what, and how: `forward`, `training`, `clip` and `frames` by network; `profile`, shares of
+        a forward by kind of work; `ops`, by operation, backend and level; `rates`, what the device does at most;
+        `protocol`.
 
     Raises:
         InputError: a `ValueError`, for an unknown preset, device or dtype.
@@ -225,6 +239,7 @@ def benchmark(
     found, target, network_dtype = find_benchmark_preset(preset), resolve_device(device), resolve_dtype(dtype, device)
     dtype_name = str(network_dtype).removeprefix("torch.")
     machine = describe_machine(target)
+    rates = _rates(target, network_dtype)
     clip_steps = options.clip_steps or (options.steps if target.type == "cuda" else min(2, options.steps))
     groups = [[name for name in group if options.measures(name)] for group in _GROUPS]
     groups = [group for group in groups if group] or [[]]
@@ -239,6 +254,14 @@ def benchmark(
     del floor, run.pipeline, pipeline
     _free(target)
 
+    rates = {name: max(rate, rates[name]) for name, rate in _rates(target, network_dtype).items()}
+    shift_format = run.formats.get("latent_shift", run.formats[FLOOR])
+    ops = (
+        measure_operations(found, target, network_dtype, shift_format, options.op_rounds, rates["copy_bytes_per_s"])
+        if options.op_rounds
+        else []
+    )
+
     forward: dict[str, Any] = {}
     for done, name in enumerate(MODELS):
         show("size and memory", done, len(MODELS))
@@ -250,10 +273,12 @@ def benchmark(
         peak = None
         if options.memory and name != "unet2d_compiled":
             peak = peak_memory(name, preset, str(target), dtype_name, run.formats[name])
+        size = count(name, found)
         forward[name] = {
             **spread("seconds", run.seconds[name]),
             **ratio,
-            **count(name, found),
+            **size,
+            "floor_seconds": size["flops"] / rates["matrix_flop_per_s"],
             "peak_memory_bytes": peak,
             "memory_format": run.formats[name],
             **facts,
@@ -271,11 +296,19 @@ def benchmark(
             "sweep_frames": list(options.sweep_frames),
         },
         "protocol": _protocol(found, options, clip_steps),
+        "rates": rates,
         "forward": forward,
         "training": run.training,
         "clip": clips,
         "frames": run.frames,
+        "profile": {name: run.profiles[name] for name in MODELS if name in run.profiles},
+        "ops": ops,
     }
+
+
+def _rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What the device does at most, at this moment."""
+    return {"matrix_flop_per_s": matrix_rate(device, dtype), "copy_bytes_per_s": copy_rate(device)}
 
 
 def missing(reason: str) -> dict[str, Any]:
@@ -302,7 +335,9 @@ def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> lis
         "U-Net; Latent-VDM; UNet3DConditionModel; UNetMotionModel.",
         "Seconds are medians, with the least and the largest. A ratio is the median of the ratios within a round. The "
         "plain U-Net is in every group, so it has more rounds.",
-        "FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); multiply and add are two.",
+        "FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); multiply and add are two. The "
+        "floor of a forward is its FLOPs over the rate of products of 2048 x 2048 matrices in the same dtype, the best "
+        "of six stretches before and after; convolutions by another algorithm (Winograd's) could go below.",
         "Peak memory: a fresh process builds the network and runs one forward; what torch allocates on CUDA, what the "
         "resident memory grows by on a CPU (Linux).",
     ]
@@ -318,6 +353,14 @@ def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> lis
             f"A clip is one sentence through text encoder, {options.steps} steps of DDPM with guidance "
             f"{preset.guidance_scale} (two forwards' work a step) and decoder, all in one dtype; {measured}, "
             f"{options.clip_rounds} times, in turns; estimated_total_seconds has the others at the same speed."
+        )
+    if options.profile:
+        lines.append("Where the time goes: one forward under PyTorch's profiler; the operation's own time counts.")
+    if options.op_rounds:
+        lines.append(
+            f"Operations alone: features of the first block of each level, {options.op_rounds} rounds in turns of ten "
+            "calls each. The floor reads and writes them once, at the rate of copies of 256 MiB; what fits into a "
+            "cache can go below."
         )
     if options.sweep_rounds:
         lines.append(

@@ -31,6 +31,10 @@ def benchmark(
     ] = None,
     clip_rounds: Annotated[int, typer.Option(help="Timed clips of each network; 0 for none.")] = 3,
     sweep_rounds: Annotated[int, typer.Option(help="Timed forwards of 4 to 128 frames; 0 for none.")] = 3,
+    op_rounds: Annotated[
+        int, typer.Option(help="Timed calls of the shift alone, and with norm and SiLU; 0 for none.")
+    ] = 7,
+    profile: Annotated[bool, typer.Option(help="Say where the time of a forward goes.")] = True,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each network.")] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for results.json, README.md and charts (PNG).")
@@ -65,6 +69,8 @@ def benchmark(
         clip_rounds=clip_rounds,
         memory=memory,
         sweep_rounds=sweep_rounds,
+        op_rounds=op_rounds,
+        profile=profile,
     )
     quiet_libraries()
     if output is not None:

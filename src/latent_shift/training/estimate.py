@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import read_json_object
+from latent_shift.ops.rates import matrix_rate
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .config import Recipe
@@ -23,7 +23,6 @@ from .networks import DTYPES, UNETS, make_network
 
 _GIB = 2**30
 _AUTOENCODER_FACTOR = 8
-_MATRIX_SIZE, _MATRIX_SECONDS = 2048, 0.5
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     share = recipe.batch_size // processes
     rows = min(recipe.micro_batch_size or share, share)
     activations, flop = _count(unet.to(dtype).train(), recipe, rows)
-    rate = _matrix_rate(device, dtype)
+    rate = matrix_rate(device, dtype)
     step_flop = flop * share / rows
     return Estimate(
         parameters=total,
@@ -120,18 +119,3 @@ def _count(unet: nn.Module, recipe: Recipe, rows: int) -> tuple[int, float]:
 
 def _storage(tensor: Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-
-
-def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in products of large matrices."""
-    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype, device=device)
-
-    def product() -> float:
-        return (matrix @ matrix)[0, 0].item()  # .item() waits for a GPU
-
-    product()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < _MATRIX_SECONDS:
-        product()
-        count += 1
-    return 2 * _MATRIX_SIZE**3 * count / (time.perf_counter() - started)

@@ -83,7 +83,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         project_dir=recipe.output,
     )
     settings = {key: str(value) for key, value in recipe.model_dump().items()}
-    accelerator.init_trackers("latent-shift", config=settings)
+    own = {"wandb": {"dir": recipe.output, "name": Path(recipe.output).name}}
+    accelerator.init_trackers("latent-shift", config=settings, init_kwargs=own)
     return accelerator
 
 

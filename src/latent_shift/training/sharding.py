@@ -46,11 +46,16 @@ def load_tensors(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as whole tensors on the CPU, `parameter.quantity`; the first process alone gets it.
 
-    They may share memory with the optimiser.
+    They may share memory with the optimiser. Numbers (bitsandbytes counts steps so) become tensors without axes.
     """
-    state: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {})
+    if _is_torchs(optimizer):
+        state: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {})
+    else:
+        state = {name: optimizer.state.get(parameter, {}) for name, parameter in _trained(network).items()}
     return {
-        f"{parameter}.{name}": value for parameter, quantities in state.items() for name, value in quantities.items()
+        f"{parameter}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, quantities in state.items()
+        for name, value in quantities.items()
     }
 
 
@@ -60,7 +65,23 @@ def load_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer,
     for key, value in tensors.items():
         parameter, name = key.rsplit(".", 1)
         state.setdefault(parameter, {})[name] = value
-    (group,) = optimizer.param_groups
-    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    whole: Any = {"state": state, "param_groups": [{**group, "params": names}]}
-    set_optimizer_state_dict(network, optimizer, whole, options=_WHOLE)
+    trained = _trained(network)
+    if _is_torchs(optimizer):
+        (group,) = optimizer.param_groups
+        whole: Any = {"state": state, "param_groups": [{**group, "params": list(trained)}]}
+        set_optimizer_state_dict(network, optimizer, whole, options=_WHOLE)
+        return
+    for parameter, quantities in state.items():
+        place = trained[parameter]
+        optimizer.state[place] = {
+            name: value.to(place.device) if value.ndim else value.item() for name, value in quantities.items()
+        }
+
+
+def _is_torchs(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether PyTorch can gather its state. bitsandbytes quantises it, in shapes that are not the parameters'."""
+    return type(optimizer).__module__.startswith("torch.")
+
+
+def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
@@ -112,6 +113,8 @@ class _Run:
         self._losses, prepared = accelerator.prepare(_Losses(stage), optimizer)
         self._optimizer: torch.optim.Optimizer = prepared.optimizer
         self._parameters = list(self._trained().values())
+        if recipe.optimizer.name == "adamw8bit" and any(isinstance(one, DTensor) for one in self._parameters):
+            raise InputError("optimizer.name", "adamw8bit", "be adamw or adam where the parameters are sharded (FSDP)")
         self._ema = EMAModel(self._parameters, decay=recipe.optimizer.ema_decay)
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
 

@@ -1,0 +1,47 @@
+"""What a device does at most, measured: the floors beside other measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_MATRIX_SIZE = 2048
+_COPIED_BYTES = 2**28
+"""More than any cache holds."""
+_STRETCHES, _STRETCH_SECONDS = 3, 0.2
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in products of square matrices of 2048 rows: the best of three stretches."""
+    matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype, device=device)
+    return 2 * _MATRIX_SIZE**3 * _times_a_second(lambda: matrix @ matrix)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read and written, in copies of 256 MiB: the best of three stretches."""
+    source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * _COPIED_BYTES * _times_a_second(lambda: target.copy_(source))
+
+
+def _times_a_second(job: Callable[[], Tensor]) -> float:
+    best = 0.0
+    _wait(job())
+    for _ in range(_STRETCHES):
+        started, count, last = time.perf_counter(), 0, None
+        while time.perf_counter() - started < _STRETCH_SECONDS:
+            last = job()
+            if last.device.type != "cpu" and count % 8 == 7:  # work is queued there, and the clock would not see it
+                _wait(last)
+            count += 1
+        assert last is not None
+        _wait(last)
+        best = max(best, count / (time.perf_counter() - started))
+    return best
+
+
+def _wait(result: Tensor) -> None:
+    result.flatten()[0].item()
