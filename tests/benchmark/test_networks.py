@@ -9,9 +9,9 @@ from latent_shift.benchmark.networks import (
     count,
     example_inputs,
     find_benchmark_preset,
-    set_memory_format,
 )
 from latent_shift.core.errors import InputError
+from latent_shift.models.layers import set_memory_format
 from latent_shift.models.presets import PRESETS
 
 TINY = PRESETS["tiny"]

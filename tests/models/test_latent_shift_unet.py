@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, ShiftResnetBlock2D
 from latent_shift.models.attention import attend_by_clip, attends_by_clip
+from latent_shift.models.layers import LeanFeedForward, LeanTransformer2DModel
 from latent_shift.models.video_unet import frame_places
 from latent_shift.ops import shift_group_norm_silu
 
@@ -149,12 +152,15 @@ def test_keys_are_those_of_the_2d_network_both_ways(name: str) -> None:
     plain.load_state_dict(other.state_dict(), strict=True)
     for key, value in other.state_dict().items():
         assert torch.equal(plain.state_dict()[key], value), key
-    # Every ResNet block, and nothing else, is of another class.
+    # These layers, and nothing else, are of other classes.
+    classes: dict[type, type] = {
+        ResnetBlock2D: ShiftResnetBlock2D,
+        Transformer2DModel: LeanTransformer2DModel,
+        FeedForward: LeanFeedForward,
+    }
     for ours, theirs in zip(shifted.modules(), plain.modules(), strict=True):
-        if type(theirs) is ResnetBlock2D:
-            assert type(ours) is ShiftResnetBlock2D
-        elif ours is not shifted:
-            assert type(ours) is type(theirs)
+        if ours is not shifted:
+            assert type(ours) is classes.get(type(theirs), type(theirs))
 
 
 @torch.no_grad()
@@ -389,7 +395,7 @@ def test_a_changed_block_runs_its_modules(change: str, boundary: Any, monkeypatc
         calls.append(args[-1])
         return shift_group_norm_silu(*args)
 
-    monkeypatch.setattr("latent_shift.models.latent_shift_unet.shift_group_norm_silu", counted)
+    monkeypatch.setattr("latent_shift.models.resnet.shift_group_norm_silu", counted)
     torch.manual_seed(0)
     plain = ResnetBlock2D(in_channels=8, out_channels=4, temb_channels=6, groups=2).eval()
     block = copy.deepcopy(plain)

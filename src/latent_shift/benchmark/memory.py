@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from latent_shift.core.errors import LatentShiftError
+from latent_shift.models.layers import set_memory_format
 
-from .networks import build_denoiser, example_inputs, find_benchmark_preset, set_memory_format
+from .networks import build_denoiser, example_inputs, find_benchmark_preset
 
 _PROCESS = Path("/proc/self")
 

@@ -171,13 +171,6 @@ def fill_weights(network: nn.Module, device: torch.device) -> None:
             setattr(module, name, nn.Parameter(values, requires_grad=False))
 
 
-def set_memory_format(network: nn.Module, name: str) -> None:
-    """Lays the kernels of convolutions out as "contiguous" or "channels_last"; activations follow them."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if name == "channels_last" else {}
-    for weight in network.parameters():
-        weight.data = weight.data.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))
-
-
 def training_step(denoiser: Denoiser, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """Forward and backward of a squared error, with the attention kernel that training uses; gradients are let go."""
     denoiser.requires_grad_(True).train()

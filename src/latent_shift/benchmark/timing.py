@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from .networks import Denoiser, set_memory_format
+from latent_shift.models.layers import set_memory_format
+
+from .networks import Denoiser
 
 Job = Callable[[], Any]
 Result = TypeVar("Result")

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from latent_shift.core.errors import InputError
 from latent_shift.ops import Boundary
 
 from .attention import attend_by_clip, attends_by_clip
+from .layers import use_lean_layers
+from .resnet import ShiftResnetBlock2D
 from .weights import load_exactly
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
@@ -69,6 +72,10 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         )
         self._refuse_unknown_parts()
         attend_by_clip(self)
+        use_lean_layers(self)
+        for module in self.modules():
+            if type(module) is ResnetBlock2D:
+                module.__class__ = ShiftResnetBlock2D
 
     @property
     def frame_mixing_keys(self) -> set[str]:
@@ -97,8 +104,8 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
 
     def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
         """A ResNet block on folded frames."""
-        del num_frames, boundary
-        return cast("Tensor", block(x, temb))
+        del boundary
+        return cast("Tensor", block(x, temb, num_frames))
 
     def _mix_attended(self, block: nn.Module, index: int, x: Tensor, num_frames: int, boundary: Any) -> Tensor:
         """What follows the spatial transformer `block.attentions[index]`."""
