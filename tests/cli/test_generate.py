@@ -21,7 +21,7 @@ from .conftest import Refused, Run
 
 PROMPT = "a red square"
 OPTIONS = ("--steps", "2", "--device", "cpu", "--dtype", "fp32")
-SCHEDULERS = {"dpm++": 25, "unipc": 25, "euler": 25, "ddim": 50, "ddpm": 100}
+SCHEDULERS = {"dpm++": 25, "unipc": 25, "euler": 25, "ddim": 50, "ddim-trailing": 4, "ddpm": 100}
 
 Generate = Callable[..., dict[str, Any]]
 
@@ -84,6 +84,7 @@ def test_the_name_says_the_format_and_the_file_says_how_it_was_made(generate: Ge
         "guidance_scale": "3.0",
         "noise_correlation": "0.5",
         "loop": "False",
+        "fast": "False",
         "version": f"latent-shift {latent_shift.__version__}",
     }
     assert printed["clips"][0]["path"] == name
@@ -111,6 +112,7 @@ def test_json_says_everything_that_was_made(generate: Generate, model: Path) -> 
         "guidance_scale": 4.0,
         "noise_correlation": 0.5,
         "loop": False,
+        "fast": False,
         "version": f"latent-shift {latent_shift.__version__}",
         "frames": 4,
         "height": 16,
@@ -240,7 +242,9 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["--size", "16x16x16"], "--size must be a number of pixels or WIDTHxHEIGHT, got '16x16x16'"),
         (["--size", "²"], "--size must be a number of pixels or WIDTHxHEIGHT, got '²'"),
         (["--model", "nope"], "model must be one of emoji or a folder with a model_index.json, got 'nope'"),
-        (["--scheduler", "heun"], "--scheduler must be one of dpm++, unipc, ddim, euler, ddpm, got 'heun'"),
+        (["--scheduler", "heun"], "--scheduler must be one of dpm++, unipc, ddim, euler, ddim-trailing, ddpm, got"),
+        (["--fast", "--scheduler", "dpm++"], "--scheduler must be ddim-trailing where the model is fast: it was"),
+        (["--fast"], "fast must be for a model with a distilled difference (fast/pytorch_lora_weights.safetensors)"),
         (["--device", "tpu"], "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
         (["--dtype", "fp8"], "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         (["--fps", "0"], "--fps must be from 0.01 to 1000, got 0.0"),

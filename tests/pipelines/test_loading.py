@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,28 @@ import torch
 
 import latent_shift
 from latent_shift.core.errors import InputError
+from latent_shift.models.presets import PRESETS
 from latent_shift.pipelines import MODELS, load_pipeline, load_preset
-from latent_shift.pipelines.loading import model_folder, resolve_device
+from latent_shift.pipelines.loading import lay_out, model_folder, resolve_device
+
+
+@pytest.mark.parametrize(("dtype", "narrow", "wide"), [("bf16", False, True), ("fp32", False, False)])
+def test_what_convolutions_compute_in_is_the_layout(dtype: str, narrow: bool, wide: bool) -> None:
+    def is_channels_last(network: torch.nn.Module) -> bool:
+        kernels = [weight for weight in network.parameters() if weight.dim() == 4 and weight.shape[-1] > 1]
+        assert all(weight.is_contiguous() for weight in kernels) or not any(
+            weight.is_contiguous() for weight in kernels
+        )
+        return kernels[0].is_contiguous(memory_format=torch.channels_last)
+
+    pipeline = load_preset("tiny", "cpu", dtype)  # one channel a group
+    assert is_channels_last(pipeline.unet) == narrow
+    assert is_channels_last(pipeline.vae) == (dtype == "bf16")
+    preset = dataclasses.replace(PRESETS["tiny"], unet={**PRESETS["tiny"].unet, "norm_num_groups": 4})
+    unet = preset.build("cpu", pipeline.unet.dtype)["unet"]
+    pipeline.register_modules(unet=unet)
+    lay_out(pipeline)
+    assert is_channels_last(unet) == wide
 
 
 @pytest.mark.parametrize(
@@ -21,7 +42,8 @@ from latent_shift.pipelines.loading import model_folder, resolve_device
 def test_dtypes_on_the_cpu(saved: Path, name: str, dtype: torch.dtype) -> None:
     pipeline = load_pipeline(str(saved), "cpu", name)
     assert pipeline.unet.dtype == dtype
-    assert pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.vae.dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
     assert not any(part.training for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     pipeline.set_progress_bar_config(disable=True)
     results = []

@@ -102,10 +102,8 @@ def test_the_noise_of_training_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_spacing_starts_where_training_ended(name: str) -> None:
     # Whatever spacing the model's own scheduler had.
-    for config, spacing in (
-        (PAPER, "linspace"),
-        ({**PAPER, "timestep_spacing": "leading", "steps_offset": 1}, "linspace"),
-    ):
+    spacing = "trailing" if name == "ddim-trailing" else "linspace"
+    for config in (PAPER, {**PAPER, "timestep_spacing": "leading", "steps_offset": 1}):
         assert make_scheduler(name, config).config.timestep_spacing == spacing
     scheduler = make_scheduler(name, ZERO_SNR)
     assert scheduler.config.timestep_spacing == "trailing"
@@ -135,7 +133,7 @@ def test_data_of_which_the_best_prediction_is_known(name: str, config: dict[str,
     """Of normal data the best prediction is linear, so the width of what comes out is known: that of the data."""
     width = 0.5
     scheduler = make_scheduler(name, config)
-    scheduler.set_timesteps(2 * SCHEDULERS[name][1])
+    scheduler.set_timesteps(max(50, 2 * SCHEDULERS[name][1]))  # few steps are rough, whichever solver takes them
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4000, 1, generator=generator) * scheduler.init_noise_sigma
     sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().double().numpy()
@@ -153,5 +151,5 @@ def test_data_of_which_the_best_prediction_is_known(name: str, config: dict[str,
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(InputError, match=r"scheduler must be one of dpm\+\+, unipc, ddim, euler, ddpm, got 'magic'"):
+    with pytest.raises(InputError, match=r"scheduler must be one of dpm\+\+, unipc, .*, ddpm, got 'magic'"):
         make_scheduler("magic", DDIMScheduler().config)

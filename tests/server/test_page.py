@@ -250,9 +250,10 @@ def test_a_problem_is_said(open_tab: Any) -> None:
     tab.problems.clear()
 
 
-def test_with_api_keys(browser: Browser, tmp_path: Path) -> None:
+def test_with_api_keys(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "keys.txt").write_text("secret-one\n")
     server = ServerProcess(tmp_path / "served", "--preset", "tiny", "--api-keys", str(tmp_path / "keys.txt"))
+    request.addfinalizer(lambda: server.stop())
     context = browser.new_context()
     page = context.new_page()
     page.goto(server.url)
@@ -277,7 +278,6 @@ def test_with_api_keys(browser: Browser, tmp_path: Path) -> None:
     page.reload()  # the key lives as long as the tab
     expect(page.locator("#tiles li")).to_have_count(1)
     context.close()
-    server.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

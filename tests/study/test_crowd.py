@@ -85,9 +85,10 @@ def check_votes(folder: Path, pairs: int, each: int) -> None:
     assert len({(vote.rater, vote.pair) for vote in votes}) == len(votes) == pairs * each
 
 
-def test_a_hundred_raters_at_once_finish_three_hundred_pairs(tmp_path: Path) -> None:
+def test_a_hundred_raters_at_once_finish_three_hundred_pairs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = make_study(tmp_path, 300, raters_per_pair=5, pairs_per_rater=20, checks_per_rater=2)
     server = StudyProcess(folder)
+    request.addfinalizer(server.stop)
     done: list[str] = []
 
     def work(_: int) -> None:
@@ -101,9 +102,10 @@ def test_a_hundred_raters_at_once_finish_three_hundred_pairs(tmp_path: Path) -> 
     check_votes(folder, 300, 5)
 
 
-def test_a_killed_server_loses_no_vote(tmp_path: Path) -> None:
+def test_a_killed_server_loses_no_vote(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = make_study(tmp_path, 40, raters_per_pair=5, pairs_per_rater=20, checks_per_rater=0)
     servers = [StudyProcess(folder)]
+    request.addfinalizer(lambda: servers[-1].stop())
     answered: list[int] = []
 
     def work(_: int) -> None:

@@ -46,7 +46,7 @@ def is_still(batch: Batch) -> bool:
 
 def means(stage: DenoisingStage, batch: Batch) -> Tensor:
     """Latents of a batch without the noise of the posterior."""
-    return stage.encode(dataclasses.replace(batch, posterior_noise=torch.zeros_like(batch.noise)))[0]
+    return stage.encode(dataclasses.replace(batch, posterior_noise=torch.zeros_like(batch.noise)))
 
 
 def encoded(stage: DenoisingStage, squares: Path, kind: str) -> list[Tensor]:
@@ -217,7 +217,8 @@ def test_data_of_one_kind_have_no_share(make_stage: MakeStage, squares: Path, tm
 def test_clips_are_cut_and_resized_as_the_recipe_says(make_stage: MakeStage, tmp_path: Path, cache: bool) -> None:
     data = {"num_frames": 3, "size": 32, "cache": str(tmp_path / "cache") if cache else ""}
     stage = make_stage("video", data=data, diffusion={"image_share": 0.0})
-    latents, text = stage.encode(stage.batches.draw(0))
+    batch = stage.batches.draw(0)
+    latents, text = stage.encode(batch), stage.encode_text(batch)
     assert latents.shape == stage.batches.draw(0).noise.shape == (4, 4, 3, 4, 4)
     assert text.shape == (4, 8, 16)
 
@@ -236,7 +237,7 @@ def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
         batch, names = live.batches.draw(step), live.batches.names(step, range(live.batches.size(step)))
         assert batch.moments is batch.text is None
         assert batch.captions is not None
-        latents, text = means(live, batch), live.encode(batch)[1]
+        latents, text = means(live, batch), live.encode_text(batch)
         for row, name in enumerate(names):
             candidates = (
                 [clips[name][:, [i]] for i in range(clips[name].shape[1])] if stage == "image" else [clips[name]]
@@ -255,7 +256,7 @@ def test_latents_are_drawn_from_the_posterior(make_stage: MakeStage) -> None:
     assert batch.moments is not None
     deviation = (0.5 * batch.moments[:, 4:]).exp()
     std = torch.tensor(stage.pipeline.vae.config.latents_std).view(-1, 1, 1, 1)
-    drawn = stage.encode(batch)[0] - means(stage, batch)
+    drawn = stage.encode(batch) - means(stage, batch)
     torch.testing.assert_close(drawn, deviation * batch.posterior_noise / std, rtol=1e-3, atol=1e-5)
     assert drawn.abs().max() > 0
 
@@ -399,7 +400,7 @@ def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, op
     config = DiffusionConfig(**options)
     for step in (0, 3):
         batch = made.batches.draw(step)
-        latents = made.encode(batch)[0]
+        latents = made.encode(batch)
         kept = torch.from_numpy(alphas(config)[batch.timesteps.numpy()]).float()
         a, s = (value.sqrt().view(-1, 1, 1, 1, 1) for value in (kept, 1 - kept))
         target = batch.noise if config.prediction_type == "epsilon" else a * batch.noise - s * latents

@@ -19,6 +19,8 @@ from .conftest import MakeRecipe
 
 V: dict[str, Any] = {"prediction_type": "v_prediction"}
 
+FEW: dict[str, Any] = {"preview": {"num_inference_steps": 2, "guidance_scale": 1.0}, "distillation": {"steps": 2}}
+
 CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     # field: the stage it is tried in, what else is set in both runs, and the other value
     "seed": ("video", {}, 1),
@@ -63,6 +65,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.image_share": ("video", {}, 0.75),
     "diffusion.circular_share": ("video", {}, 0.0),
     "diffusion.random_phase": ("video", {}, True),
+    "distillation.teacher_steps": ("video", FEW, 1),
+    "distillation.guidance_scale": ("video", FEW, 9.0),
     "preview.every": ("video", {}, 1),
     "preview.prompts": ("video", {}, ["a blue square"]),
     "preview.num_inference_steps": ("video", {}, 3),
@@ -79,6 +83,7 @@ ELSEWHERE = {
     "model.autoencoder": "test_run.py",
     "model.text_encoder": "test_run.py",
     "model.init": "test_run.py",
+    "distillation.steps": "test_distillation.py",
     # What makes a run faster or smaller and must not change what it learns:
     "micro_batch_size": "test_trainer.py, test_micro_batches_...",
     "gradient_checkpointing": "test_denoising.py, test_gradient_checkpointing_...",

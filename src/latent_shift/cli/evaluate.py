@@ -33,7 +33,11 @@ def emoji(
     ] = False,
     floors: Annotated[bool, typer.Option(help="Also make every clip with the shift off.")] = True,
     limit: Annotated[int | None, typer.Option(help="At most so many clips of each set, for trials.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    fast: Annotated[bool, typer.Option("--fast", help="The model distilled to few steps.")] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="dpm++, unipc, euler, ddim or ddpm. [default: dpm++]", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the scheduler's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
     noise_correlation: Annotated[
         float | None, typer.Option(help="Of neighbouring frames' noise, 0 to below 1. [default: the model's]")
@@ -58,7 +62,9 @@ def emoji(
     from ._quiet import quiet_libraries
 
     options = EvaluationOptions(
+        scheduler=scheduler,
         steps=steps,
+        fast=fast,
         guidance_scale=guidance,
         noise_correlation=noise_correlation,
         seed=seed,

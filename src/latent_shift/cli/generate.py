@@ -38,7 +38,9 @@ def generate(
     size: Annotated[
         str | None, typer.Option(help="Pixels: one number, or WIDTHxHEIGHT. [default: the model's]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: 25; the scheduler's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: 25; the scheduler's, or 4 with --fast]")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")
     ] = None,
@@ -47,8 +49,12 @@ def generate(
         typer.Option(help="Of neighbouring frames' noise, 0 to below 1; higher moves less. [default: the model's]"),
     ] = None,
     scheduler: Annotated[
-        str, typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps).")
-    ] = "dpm++",
+        str | None,
+        typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps). [default: dpm++]"),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The model distilled to 4 steps without guidance; quick, and less exact.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Clip number n of a sentence has the seed SEED + n, from n = 0.")] = 0,
     num_videos: Annotated[int, typer.Option(help="Clips for each sentence.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
@@ -80,12 +86,14 @@ def generate(
         raise InputError("--seed", seed, "be a whole number of 64 bits")
     if preset and model != "emoji":
         raise InputError("--preset", preset, "be given without --model")
+    if preset and fast:
+        raise InputError("--fast", fast, "be given with a model and no preset")
     width, height = _parse_size(size)
     places = _places(output, len(sentences) * num_videos)
     _check_outputs(output, places, fps)
 
     started = time.perf_counter()
-    pipeline = _load(model, preset, device, dtype, scheduler)
+    pipeline, scheduler, usual_steps = _load(model, preset, device, dtype, scheduler, fast)
     model = preset or model
     load_seconds = time.perf_counter() - started
     from latent_shift.pipelines.generation import check_size
@@ -96,7 +104,7 @@ def generate(
         "num_frames": frames,
         "height": height,
         "width": width,
-        "num_inference_steps": steps or _usual_steps(scheduler),
+        "num_inference_steps": steps or usual_steps,
         "guidance_scale": guidance,
         "noise_correlation": noise_correlation,
         "boundary": "circular" if loop else "default",
@@ -153,24 +161,20 @@ def _make(
     return {"path": place, **settings, **size, "seconds": round(seconds, 3)}
 
 
-def _load(model: str, preset: str | None, device: str, dtype: str, scheduler: str) -> LatentShiftPipeline:
+def _load(
+    model: str, preset: str | None, device: str, dtype: str, scheduler: str | None, fast: bool
+) -> tuple[LatentShiftPipeline, str, int]:
+    """The pipeline, its scheduler's name, and that one's usual steps."""
     from ._quiet import quiet_libraries
 
     quiet_libraries()
-    from latent_shift.pipelines import SCHEDULERS, load_pipeline, load_preset, make_scheduler
+    from latent_shift.pipelines import find_scheduler, load_pipeline, load_preset, make_scheduler
 
-    if scheduler not in SCHEDULERS:
-        raise InputError("--scheduler", scheduler, f"be one of {', '.join(SCHEDULERS)}")
-    pipeline = load_preset(preset, device, dtype) if preset else load_pipeline(model, device, dtype)
-    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    name, steps = find_scheduler(scheduler, fast, "--scheduler")
+    pipeline = load_preset(preset, device, dtype) if preset else load_pipeline(model, device, dtype, fast)
+    pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(leave=False, desc="denoising", disable=None)
-    return pipeline
-
-
-def _usual_steps(scheduler: str) -> int:
-    from latent_shift.pipelines import SCHEDULERS
-
-    return SCHEDULERS[scheduler][1]
+    return pipeline, name, steps
 
 
 def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:

@@ -25,6 +25,9 @@ def serve(
     preset: Annotated[
         str | None, typer.Option(help="Instead of a model: paper, paper-vdm, tiny or tiny-vdm, with random weights.")
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The model distilled to 4 steps without guidance; quick, and less exact.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, or several: cuda:0,cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     max_batch: Annotated[int, typer.Option(help="Clips denoised together on a device.")] = 4,
@@ -55,6 +58,8 @@ def serve(
     """
     for option, value in (("--max-batch", max_batch), ("--max-frames", max_frames), ("--max-side", max_side)):
         check_at_least(option, 1 if value is None else value, 1)
+    if preset and fast:
+        raise InputError("--fast", fast, "be given with a model and no preset")
     try:
         from latent_shift.server import ServerSettings, create_app
     except ImportError as error:
@@ -74,7 +79,7 @@ def serve(
     }
     parse_config(ServerSettings, limits)  # what is wrong is said before the model is loaded
     with listen(host, port) as listener:
-        engine = _load(model, preset, device, dtype, max_batch)
+        engine = _load(model, preset, fast, device, dtype, max_batch)
         limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
         limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
         app = create_app(engine, parse_config(ServerSettings, limits))
@@ -82,16 +87,17 @@ def serve(
         run(app, listener, f"serves {engine.facts.name}", warning)
 
 
-def _load(model: str, preset: str | None, device: str, dtype: str, max_batch: int) -> Engine:
+def _load(model: str, preset: str | None, fast: bool, device: str, dtype: str, max_batch: int) -> Engine:
     from ._quiet import quiet_libraries
 
     quiet_libraries()
-    from latent_shift.pipelines import load_pipeline, load_preset
+    from latent_shift.pipelines import find_scheduler, load_pipeline, load_preset
     from latent_shift.server.worker import LocalEngine
 
     devices = device.split(",")
-    pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype) for at in devices]
-    return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch)
+    pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype, fast) for at in devices]
+    scheduler, _ = find_scheduler(None, fast)
+    return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch, scheduler)
 
 
 def _read_keys(path: Path | None) -> frozenset[str]:

@@ -6,6 +6,7 @@ folder that is named by model and settings; a second run takes what is there. Th
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.media import Frames, read_video
 from latent_shift.metrics import loop_closes
 from latent_shift.ops import Boundary
-from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
+from latent_shift.pipelines import LatentShiftPipeline, find_scheduler, load_pipeline, make_scheduler
 from latent_shift.pipelines.loading import model_folder
 
 from .judge import EmojiJudge
@@ -50,7 +51,9 @@ class EvaluationOptions:
     """How the clips are made.
 
     Attributes:
-        steps: denoising steps of the default solver.
+        scheduler: a key of `SCHEDULERS`; "dpm++", or what a distilled model was trained for, where None.
+        steps: denoising steps; the scheduler's usual number where None.
+        fast: the model as `load_pipeline` distils it.
         guidance_scale: the model's own where None.
         noise_correlation: of the first step's noise; the model's own where None.
         seed: all clips' seeds follow from it.
@@ -62,7 +65,9 @@ class EvaluationOptions:
         batch_size: clips made at once; changes them only within rounding.
     """
 
-    steps: int = 25
+    scheduler: str | None = None
+    steps: int | None = None
+    fast: bool = False
     guidance_scale: float | None = None
     noise_correlation: float | None = None
     seed: int = 0
@@ -75,9 +80,9 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
-        for name in ("steps", "labels", "batch_size"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("limit", 1 if self.limit is None else self.limit, 1)
+        for name in ("steps", "limit", "labels", "batch_size"):
+            check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
+        find_scheduler(self.scheduler, self.fast)
         if self.noise_correlation is not None and not 0 <= self.noise_correlation < 1:
             raise InputError("noise_correlation", self.noise_correlation, "be in [0, 1)")
         for name in self.sets:
@@ -113,7 +118,8 @@ def evaluate_emoji(
         medians, all rounded to 4 digits. The ceiling's `seam` is the share of the real clips themselves.
 
     Raises:
-        InputError: the folder is no emoji folder of this version, or an option is wrong.
+        InputError: the folder is no emoji folder of this version, or an option is wrong: `base`, too, where the model
+            is to be fast, because the base is not.
     """
     options = options or EvaluationOptions()
     report = progress or (lambda _what, _done, _total: None)
@@ -123,8 +129,18 @@ def evaluate_emoji(
         for name, chosen in emoji_subjects(folder, options.labels, options.seed).items()
         if name in options.sets
     }
-    pipeline = load_pipeline(model, device, dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    scheduler, usual_steps = find_scheduler(options.scheduler, options.fast)
+    options = dataclasses.replace(options, scheduler=scheduler, steps=options.steps or usual_steps)
+    if options.fast and base is not None:
+        raise InputError("base", base, "be left out where the model is fast")
+
+    def load(source: str) -> LatentShiftPipeline:
+        loaded = load_pipeline(source, device, dtype, options.fast)
+        loaded.scheduler = make_scheduler(scheduler, loaded.scheduler.config)
+        loaded.set_progress_bar_config(disable=True)
+        return loaded
+
+    pipeline = load(model)
     judge = EmojiJudge(folder, Path(output), pipeline.device, report)
 
     rows: dict[Row, LatentShiftPipeline] = {"model": pipeline}
@@ -133,8 +149,7 @@ def evaluate_emoji(
     if options.floors:
         rows["shift_off"] = pipeline
     if base is not None:
-        rows["base"] = load_pipeline(base, device, dtype)
-        rows["base"].set_progress_bar_config(disable=True)
+        rows["base"] = load(base)
     hashes = {source: hash_folder(model_folder(source)) for source in (model, base) if source is not None}
     store = {
         row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options)
@@ -156,6 +171,8 @@ def evaluate_emoji(
             "device": str(pipeline.device),
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
             "heldout": load_heldout().name,
+            "fast": options.fast,
+            "scheduler": options.scheduler,
             "steps": options.steps,
             "guidance_scale": store["model"].settings["guidance_scale"],
             "noise_correlation": store["model"].settings["noise_correlation"],
@@ -190,9 +207,10 @@ def _store(
         weights,
         frames=1 if row == "base" else pipeline.config.default_frames,
         boundary=_BOUNDARIES[row],
-        steps=options.steps,
+        steps=options.steps or 1,
         guidance_scale=options.guidance_scale,
         noise_correlation=options.noise_correlation,
+        scheduler=options.scheduler or "",
     )
     return SampleStore(output, pipeline, settings, options.batch_size)
 

@@ -207,8 +207,9 @@ def evaluate_protocol(
         boundary="default",
         steps=options.steps or SCHEDULERS[options.scheduler][1],
         guidance_scale=options.guidance_scale,
+        scheduler=options.scheduler,
     )
-    settings |= {"asked": protocol.name, "scheduler": options.scheduler}
+    settings |= {"asked": protocol.name}
     store = SampleStore(Path(output), pipeline, settings, options.batch_size)
     number, parts = options.part or (1, 1)
     store.make_missing(protocol.requests[number - 1 :: parts], f"clips: {protocol.name}", report)

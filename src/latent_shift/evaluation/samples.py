@@ -100,6 +100,7 @@ def sample_settings(
     steps: int,
     guidance_scale: float | None = None,
     noise_correlation: float | None = None,
+    scheduler: str = "dpm++",
 ) -> dict[str, Any]:
     """What clips depend on besides prompt and seed, for a `SampleStore`.
 
@@ -111,12 +112,15 @@ def sample_settings(
         steps: denoising steps.
         guidance_scale: the model's own where None.
         noise_correlation: the model's own where None.
+        scheduler: a key of `SCHEDULERS`, which the pipeline has.
     """
     guidance, correlation = pipeline.config.default_guidance_scale, pipeline.noise_correlation
     return {
         "frames": frames,
         "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
         "model": weights,
+        "fast": pipeline.is_fast,
+        "scheduler": scheduler,
         "steps": steps,
         "guidance_scale": guidance if guidance_scale is None else guidance_scale,
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,

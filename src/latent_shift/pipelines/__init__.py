@@ -4,7 +4,7 @@ from .convert import Conversion, convert_model
 from .latent_shift import LatentShiftPipeline, LatentShiftPipelineOutput
 from .latent_shift_xl import LatentShiftXLPipeline
 from .loading import MODELS, load_pipeline, load_preset
-from .schedulers import SCHEDULERS, make_scheduler
+from .schedulers import SCHEDULERS, find_scheduler, make_scheduler
 
 __all__ = [
     "MODELS",
@@ -14,6 +14,7 @@ __all__ = [
     "LatentShiftPipelineOutput",
     "LatentShiftXLPipeline",
     "convert_model",
+    "find_scheduler",
     "load_pipeline",
     "load_preset",
     "make_scheduler",

@@ -59,6 +59,7 @@ def clip_settings(
         "negative_prompt": negative_prompt,
         "seed": seed,
         "model": Path(model).absolute().name,
+        "fast": pipeline.is_fast,
         "scheduler": scheduler,
         "steps": steps,
         "guidance_scale": pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale,

@@ -66,6 +66,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     model_cpu_offload_seq = "text_encoder->unet->vae"
+    is_fast: bool = False
+    """Whether the U-Net is distilled to few steps (`make_fast`)."""
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
 
     def __init__(

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from latent_shift.core.errors import InputError
+from latent_shift.models.layers import set_memory_format
 from latent_shift.models.presets import Preset, find_preset
 
 from .components import read_index
+from .fast import make_fast
 from .latent_shift import LatentShiftPipeline
 from .latent_shift_xl import LatentShiftXLPipeline
 from .schedulers import PAPER_NOISE, make_scheduler
@@ -20,30 +22,43 @@ from .schedulers import PAPER_NOISE, make_scheduler
 MODELS = ("emoji",)
 """Models that come with the package."""
 
+_WIDE_GROUP = 8
+"""Channels."""
+
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_pipeline(model: str = "emoji", device: str = "auto", dtype: str = "auto") -> LatentShiftPipeline:
+def load_pipeline(
+    model: str = "emoji", device: str = "auto", dtype: str = "auto", fast: bool = False
+) -> LatentShiftPipeline:
     """Loads a model of this package by name, or a folder, ready to generate.
 
     Args:
         model: a name of `MODELS`, or a pipeline folder.
         device: "auto" (CUDA, then Apple's MPS, then the CPU) or a torch device.
         dtype: of the U-Net: "fp32", "bf16", "fp16", or "auto": fp16 on a GPU, bf16 on a CPU that has it in hardware.
-            Text encoder and autoencoder run in fp32 on the CPU, where they cost little, and in the U-Net's on a GPU.
+            On a CPU the text encoder runs in fp32, where it costs little, and so does the autoencoder unless that is
+            bf16, in which it takes a fifth of the time.
+        fast: distilled to 4 steps without guidance (`make_fast`), for models that have this.
 
     Raises:
-        InputError: a `ValueError`, for an unknown model, device or dtype.
+        InputError: a `ValueError`, for an unknown model, device or dtype, or a model that cannot be fast.
         DataError: a weight file is missing or damaged.
     """
     folder = model_folder(model)
     target = resolve_device(device)
     unet_dtype = resolve_dtype(dtype, device)
     others = torch.float32 if target.type == "cpu" else unet_dtype
+    dtypes = {"default": others, "unet": unet_dtype}
+    if unet_dtype == torch.bfloat16:
+        dtypes["vae"] = unet_dtype
     pipeline_class = LatentShiftXLPipeline if "text_encoder_2" in read_index(folder) else LatentShiftPipeline
-    pipeline = pipeline_class.from_pretrained(folder, torch_dtype={"default": others, "unet": unet_dtype})
+    pipeline = pipeline_class.from_pretrained(folder, torch_dtype=dtypes)
+    if fast:
+        make_fast(pipeline, folder)
     pipeline.to(target)
+    lay_out(pipeline)
     return pipeline
 
 
@@ -63,7 +78,26 @@ def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int 
     target, network_dtype = resolve_device(device), resolve_dtype(dtype, device)
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
-        return assemble_preset(preset, preset.build(target, network_dtype))
+        pipeline = assemble_preset(preset, preset.build(target, network_dtype))
+    lay_out(pipeline)
+    return pipeline
+
+
+def lay_out(pipeline: LatentShiftPipeline) -> None:
+    """Lays the weights out in channels_last in bf16 on a CPU: convolutions compute so, and transpose all else first.
+
+    Not for a U-Net whose norms have narrow groups, in which PyTorch's GroupNorm is slow then (docs/performance.md).
+    """
+    unet, vae = pipeline.unet, pipeline.vae
+    if unet.device.type != "cpu":
+        return
+    if vae.dtype == torch.bfloat16:
+        set_memory_format(vae, "channels_last")
+    if (
+        unet.dtype == torch.bfloat16
+        and min(unet.config.block_out_channels) >= _WIDE_GROUP * unet.config.norm_num_groups
+    ):
+        set_memory_format(unet, "channels_last")
 
 
 def assemble_preset(preset: Preset, networks: Mapping[str, Any]) -> LatentShiftPipeline:

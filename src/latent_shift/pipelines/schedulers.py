@@ -15,9 +15,15 @@ SCHEDULERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", 25, {}),
     "ddim": ("DDIMScheduler", 50, {"clip_sample": False, "set_alpha_to_one": True}),
     "euler": ("EulerDiscreteScheduler", 25, {}),
+    "ddim-trailing": (
+        "DDIMScheduler",
+        4,
+        {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "trailing"},
+    ),
     "ddpm": ("DDPMScheduler", 100, {"clip_sample": False, "variance_type": "fixed_small"}),
 }
-"""Name: diffusers class, its usual number of steps, its settings. "ddpm" with 100 steps is the paper's (Table 6)."""
+"""Name: diffusers class, its usual number of steps, its settings. "ddpm" with 100 steps is the paper's (Table 6).
+"ddim-trailing" with 4 is for distilled models (`training.distillation`): its steps start at the last of training."""
 
 PAPER_NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -27,6 +33,25 @@ PAPER_NOISE: dict[str, Any] = {
     "prediction_type": "epsilon",
 }
 """The paper's noise process (supplement A, Table 6: "quad" is diffusers' `scaled_linear`)."""
+
+
+FAST_SCHEDULER = "ddim-trailing"
+"""What a distilled model is sampled with."""
+
+
+def find_scheduler(name: str | None, fast: bool, argument: str = "scheduler") -> tuple[str, int]:
+    """A key of `SCHEDULERS` and its usual number of steps; that of the kind of model where no name is given.
+
+    Raises:
+        InputError: a `ValueError`, if the name is unknown, or not what a distilled (`fast`) model was trained for.
+    """
+    if name is None:
+        name = FAST_SCHEDULER if fast else "dpm++"
+    if name not in SCHEDULERS:
+        raise InputError(argument, name, f"be one of {', '.join(SCHEDULERS)}")
+    if fast and name != FAST_SCHEDULER:
+        raise InputError(argument, name, f"be {FAST_SCHEDULER} where the model is fast: it was trained for no other")
+    return name, SCHEDULERS[name][1]
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
@@ -42,8 +67,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     Raises:
         InputError: a `ValueError`, if the name is unknown.
     """
-    if name not in SCHEDULERS:
-        raise InputError("scheduler", name, f"be one of {', '.join(SCHEDULERS)}")
+    find_scheduler(name, fast=False)
     class_name, _, options = SCHEDULERS[name]
     spacing = "trailing" if config.get("rescale_betas_zero_snr") else "linspace"
     kept = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type", "trained_betas")

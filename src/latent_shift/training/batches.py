@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -177,7 +177,7 @@ class DenoisingBatches:
         samples: Samples,
         latent_shape: tuple[int, int, int],
         max_tokens: int,
-        config: Mapping[str, Any],
+        noise_correlation: float,
     ) -> None:
         """Draws nothing yet.
 
@@ -186,7 +186,7 @@ class DenoisingBatches:
             samples: what is drawn from.
             latent_shape: channels, height and width of a frame's latents.
             max_tokens: caption length of the model, in tokens.
-            config: the U-Net's.
+            noise_correlation: of neighbouring frames' noise.
 
         Raises:
             InputError: a video stage has no clips.
@@ -195,7 +195,7 @@ class DenoisingBatches:
             raise InputError("data.source", recipe.data.source, "have clips of more than one frame")
         self._recipe, self._samples = recipe, samples
         self._latent_shape, self._max_tokens = latent_shape, max_tokens
-        self._noise_correlation = float(config["noise_correlation"])
+        self._noise_correlation = noise_correlation
 
     def size(self, step: int) -> int:
         """The recipe's batch size for clips, for stills or for single frames."""

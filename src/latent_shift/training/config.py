@@ -131,6 +131,17 @@ class DiffusionConfig(Config):
         return self
 
 
+class DistillationConfig(Config):
+    """A student of few steps, without guidance, instead of a model of data (`latent_shift.training.distillation`)."""
+
+    steps: int = Field(0, ge=0)
+    """The student's steps; 0 trains on data as the paper does."""
+    teacher_steps: int = Field(3, ge=1)
+    """Guided steps that the teacher takes for one of the student."""
+    guidance_scale: float | None = Field(None, ge=0)
+    """The teacher's; its model's own where it is not given."""
+
+
 class PreviewConfig(Config):
     """Samples with fixed seeds, made by the pipeline that users run."""
 
@@ -194,7 +205,9 @@ class Recipe(Config):
     autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
     """See `AutoencoderLossConfig`."""
     diffusion: DiffusionConfig = DiffusionConfig()
-    """See `DiffusionConfig`."""
+    """See `DiffusionConfig`. A distillation has the noise process of its teacher."""
+    distillation: DistillationConfig = DistillationConfig()
+    """See `DistillationConfig`; video stage."""
     preview: PreviewConfig = PreviewConfig()
     """See `PreviewConfig`."""
 
@@ -208,4 +221,9 @@ class Recipe(Config):
             raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
         if self.stage == "video" and not self.model.init:
             raise ValueError("the video stage needs model.init, a text-to-image model")
+        steps = self.distillation.steps
+        if steps and self.stage != "video":
+            raise ValueError("distillation.steps is for the video stage")
+        if steps and (self.preview.num_inference_steps, self.preview.guidance_scale) != (steps, 1):
+            raise ValueError(f"distillation needs preview.num_inference_steps = {steps} and preview.guidance_scale = 1")
         return self

@@ -64,12 +64,16 @@ class DenoisingStage:
             samples = LiveSamples(recipe, source)
         side = recipe.data.size // pipeline.vae_scale_factor
         shape = (int(pipeline.vae.config.latent_channels), side, side)
-        self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self.network.config)
+        self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self._noise_correlation)
+
+    @property
+    def _noise_correlation(self) -> float:
+        return float(self.network.config.noise_correlation)
 
     def loss(self, batch: Batch) -> Float[Tensor, " rows"]:
         """Mean squared error of each row's prediction, weighted by min-SNR where the recipe says so."""
         schedule, device = self._noise_schedule, self._accelerator.device
-        latents, text = self.encode(batch)
+        latents, text = self.encode(batch), self.encode_text(batch)
         noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
         noisy = schedule.add_noise(latents, noise, timesteps)
         target = noise
@@ -81,26 +85,30 @@ class DenoisingStage:
         return per_row * min_snr_weights(schedule, batch.timesteps, self._recipe.diffusion.min_snr_gamma).to(device)
 
     @torch.no_grad()
-    def encode(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "rows channels frames height width"], Float[Tensor, "rows tokens text_width"]]:
-        """Normalised clean latents u_0, drawn from the autoencoder's posterior, and text features; on the device.
+    def encode(self, batch: Batch) -> Float[Tensor, "rows channels frames height width"]:
+        """Normalised clean latents u_0, drawn from the autoencoder's posterior; on the device.
 
         What the cache does not hold is computed by the frozen parts, in fp32 whatever the recipe's precision.
         """
-        device, pipeline = self._accelerator.device, self.pipeline
-        moments, text = batch.moments, batch.text
-        with torch.autocast(device.type, enabled=False):
-            if moments is None:
-                assert batch.frames is not None
-                encoded = encode_moments(pipeline, batch.frames.flatten(0, 1))
-                moments = encoded.view(*batch.frames.shape[:2], *encoded.shape[1:]).transpose(1, 2)
-            if text is None:
-                assert batch.captions is not None
-                text = pipeline.encode_prompt(batch.captions)[0]
+        device, moments = self._accelerator.device, batch.moments
+        if moments is None:
+            assert batch.frames is not None
+            with torch.autocast(device.type, enabled=False):
+                encoded = encode_moments(self.pipeline, batch.frames.flatten(0, 1))
+            moments = encoded.view(*batch.frames.shape[:2], *encoded.shape[1:]).transpose(1, 2)
         mean, log_variance = moments.to(device).chunk(2, dim=1)
         latents = mean + (0.5 * log_variance).exp() * batch.posterior_noise.to(device)
-        return (latents - self._mean) / self._std, text.to(device)
+        return (latents - self._mean) / self._std
+
+    @torch.no_grad()
+    def encode_text(self, batch: Batch) -> Float[Tensor, "rows tokens text_width"]:
+        """Text features, on the device; computed as `encode` does."""
+        device, text = self._accelerator.device, batch.text
+        if text is None:
+            assert batch.captions is not None
+            with torch.autocast(device.type, enabled=False):
+                text = self.pipeline.encode_prompt(batch.captions)[0]
+        return text.to(device)
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run.

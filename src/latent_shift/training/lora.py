@@ -30,12 +30,11 @@ def add_lora(unet: VideoUNet, options: LoraConfig) -> None:
 
 
 def save_lora(unet: VideoUNet, folder: Path) -> None:
-    """Writes the updates alone, with their scale, as a file that diffusers' `load_lora_weights` reads."""
+    """Writes the updates alone, in fp16, with their scale, as a file that diffusers' `load_lora_weights` reads."""
     settings = unet.peft_config["default"].to_dict()
     settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is chance
-    LatentShiftPipeline.save_lora_weights(
-        folder, unet_lora_layers=_peft().get_peft_model_state_dict(unet), unet_lora_adapter_metadata=settings
-    )
+    updates = {name: tensor.half() for name, tensor in _peft().get_peft_model_state_dict(unet).items()}
+    LatentShiftPipeline.save_lora_weights(folder, unet_lora_layers=updates, unet_lora_adapter_metadata=settings)
 
 
 def _peft() -> Any:

@@ -25,6 +25,7 @@ from latent_shift.pipelines.loading import model_folder, resolve_device
 from .autoencoding import AutoencoderStage
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
+from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network
 from .trainer import Progress, Stage, run_stage
 
@@ -122,9 +123,10 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 
 def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
-    options = recipe.diffusion
     unet_class = UNETS[recipe.model.video]
     torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
+    scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
+    noise_correlation, guidance = recipe.preview.noise_correlation, 1.0
     if recipe.model.init:
         base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
         unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
@@ -137,6 +139,11 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         if recipe.model.autoencoder:
             parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
         max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
+        if recipe.distillation.steps:
+            scheduler = make_scheduler("ddim-trailing", base.scheduler.config)
+            noise_correlation = base.noise_correlation if noise_correlation is None else noise_correlation
+            asked = recipe.distillation.guidance_scale
+            guidance = base.config.default_guidance_scale if asked is None else asked
     else:
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
@@ -145,18 +152,21 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         }
         max_tokens, mask_padding = recipe.model.max_tokens, True
     pipeline = LatentShiftPipeline(
-        **{**parts, "scheduler": make_scheduler("dpm++", noise_schedule(options).config)},
+        **{**parts, "scheduler": scheduler},
         max_tokens=max_tokens,
         mask_padding=mask_padding,
         default_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
-        default_noise_correlation=recipe.preview.noise_correlation,
+        default_noise_correlation=noise_correlation,
     )
     _check_fit(pipeline)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
-    return DenoisingStage(recipe, pipeline.to(accelerator.device), accelerator)
+    pipeline.to(accelerator.device)
+    if recipe.distillation.steps:
+        return DistillationStage(recipe, pipeline, accelerator, guidance)
+    return DenoisingStage(recipe, pipeline, accelerator)
 
 
 def _check_fit(pipeline: LatentShiftPipeline) -> None:

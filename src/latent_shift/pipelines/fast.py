@@ -1,0 +1,66 @@
+"""Fewer steps: a small difference, kept beside a model, that makes it draw in a few steps without guidance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from latent_shift.core.errors import DataError, InputError
+
+from .components import damaged_files_named
+from .latent_shift import LatentShiftPipeline
+from .schedulers import FAST_SCHEDULER, make_scheduler
+
+FAST_FOLDER = "fast"
+"""Its folder in that of the model: a LoRA, as diffusers' `load_lora_weights` reads it."""
+
+
+def make_fast(pipeline: LatentShiftPipeline, folder: Path, argument: str = "fast") -> None:
+    """Merges the distilled difference of a model into its U-Net, and samples it as it was trained to be.
+
+    Args:
+        pipeline: the model, as it was loaded.
+        folder: where it was loaded from.
+        argument: what asks for it, for messages.
+
+    Raises:
+        InputError: the model has none.
+        DataError: it is damaged, or of another network.
+    """
+    path = folder / FAST_FOLDER / "pytorch_lora_weights.safetensors"
+    if not path.is_file():
+        raise InputError(argument, True, f"be for a model with a distilled difference ({FAST_FOLDER}/{path.name})")
+    with damaged_files_named(path.parent):
+        merge_lora(pipeline.unet, path)
+    pipeline.is_fast = True
+    pipeline.register_to_config(default_guidance_scale=1.0)
+    pipeline.scheduler = make_scheduler(FAST_SCHEDULER, pipeline.scheduler.config)
+
+
+@torch.no_grad()
+def merge_lora(unet: torch.nn.Module, path: Path) -> None:
+    """Adds low-rank updates to the weights of linear and convolutional layers, without peft.
+
+    Args:
+        unet: the network.
+        path: what `DiffusionPipeline.save_lora_weights` wrote, with one rank and one scale for all layers.
+
+    Raises:
+        DataError: a layer is not there or has another shape.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    layers = sorted({name.removeprefix("unet.").rsplit(".lora_", 1)[0] for name in tensors})
+    for layer in layers:
+        down, up = (tensors[f"unet.{layer}.lora_{part}.weight"] for part in "AB")
+        scale = settings.get("unet.lora_alpha", len(down)) / len(down)
+        try:
+            weight = unet.get_submodule(layer).weight
+            change = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+        except (AttributeError, RuntimeError) as error:
+            raise DataError(f"{path} does not fit the network: {layer} ({error})") from error
+        weight += scale * change.to(weight.device, weight.dtype)
