@@ -38,6 +38,38 @@ def count_rows(pipeline: LatentShiftPipeline) -> list[int]:
     return rows
 
 
+def test_guidance_in_two_halves_gives_the_same_clips(pipeline: LatentShiftPipeline) -> None:
+    options = {"guidance_scale": 5.0}
+    expected = run(pipeline, [HEART, HAND], (0, 1), **options)
+    rows = count_rows(pipeline)
+    pipeline.guides_in_halves = True
+    halves = run(pipeline, [HEART, HAND], (0, 1), **options)
+    assert rows == [2, 2, 2, 2]
+    torch.testing.assert_close(halves, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_memory_for_one_batch_guidance_takes_two_halves(
+    pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run(pipeline, guidance_scale=5.0)
+    forward = pipeline.unet.forward
+
+    def small(sample: Tensor, *args: Any, **options: Any) -> Any:
+        if len(sample) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(sample, *args, **options)
+
+    monkeypatch.setattr(pipeline.unet, "forward", small)
+    rows = count_rows(pipeline)
+    torch.testing.assert_close(run(pipeline, guidance_scale=5.0), expected, rtol=1e-4, atol=1e-4)
+    assert rows == [2, 1, 1, 1, 1]  # it is tried once
+    assert [record.message for record in caplog.records] == [
+        "no memory for guidance in one batch: from here on in two halves"
+    ]
+    with pytest.raises(torch.OutOfMemoryError):  # what does not fit in halves does not fit
+        run(pipeline, [HEART, HAND], (0, 1), guidance_scale=5.0)
+
+
 def test_output_types_show_the_same_frames(pipeline: LatentShiftPipeline) -> None:
     prompts, seeds = [HEART, HAND], (0, 1)
     latents, floats, tensor, images = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from latent_shift.ops import Boundary
 from .folder import FolderPipeline
 from .noise import correlate_frames
 from .text import encode_text
+
+logger = logging.getLogger(__name__)
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -68,6 +71,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     model_cpu_offload_seq = "text_encoder->unet->vae"
     is_fast: bool = False
     """Whether the U-Net is distilled to few steps (`make_fast`)."""
+    guides_in_halves: bool = False
+    """Whether guidance takes two calls of the U-Net a step, for half its memory, and not one of twice the batch. Turns
+    itself on when a GPU has no memory left."""
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
 
     def __init__(
@@ -301,19 +307,29 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         boundary: Any,
         added: Mapping[str, Tensor] | None,
     ) -> Tensor:
-        guided = scale > 1
-        added = added and {name: rows if guided else rows[len(negative) :] for name, rows in added.items()}
-        sample = torch.cat([latents, latents]) if guided else latents
-        sample = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-        text = torch.cat([negative, positive]) if guided else positive
-        prediction: Tensor = self.unet(
-            sample, timestep, text, boundary=boundary, added_cond_kwargs=added, return_dict=False
-        )[0]
-        prediction = prediction.float()
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + scale * (conditional - unconditional)
-        return prediction
+        sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+
+        def run(sample: Tensor, text: Tensor, rows: slice) -> Tensor:
+            conditions = added and {name: values[rows] for name, values in added.items()}
+            arguments: Any = (sample, timestep, text)
+            out = self.unet(*arguments, boundary=boundary, added_cond_kwargs=conditions, return_dict=False)
+            return cast("Tensor", out[0].float())
+
+        # Of the added conditions the rows of the negative prompts come first.
+        count = len(negative)
+        if scale <= 1:
+            return run(sample, positive, slice(count, None))
+        if not self.guides_in_halves:
+            try:
+                both = run(torch.cat([sample, sample]), torch.cat([negative, positive]), slice(None))
+                unconditional, conditional = both.chunk(2)
+                return unconditional + scale * (conditional - unconditional)
+            except torch.OutOfMemoryError:
+                logger.warning("no memory for guidance in one batch: from here on in two halves")
+                self.guides_in_halves = True
+        unconditional = run(sample, negative, slice(count))
+        conditional = run(sample, positive, slice(count, None))
+        return unconditional + scale * (conditional - unconditional)
 
     def _encode(self, captions: Sequence[str]) -> Tensor:
         return encode_text(
