@@ -40,8 +40,27 @@ def test_training_on_a_cpu_takes_it_and_a_gpu_does_not():
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout_p": 0.1}, {"is_causal": True}, {"attn_mask": torch.ones(4, 4, dtype=torch.bool)}]
+    "options",
+    [
+        {"is_causal": True},
+        {"scale": 0.5},
+        {"attn_mask": torch.ones(4, 4).tril().bool()},
+        {"attn_mask": torch.ones(4, 4).tril().log()},
+    ],
 )
-def test_what_it_does_not_know_is_refused(options):
-    with pytest.raises(NotImplementedError, match="knows no dropout"):
-        plain_attention(*_rows(1, 2, 4, 8), **options)
+def test_what_others_ask_for_is_what_pytorch_gives(options):
+    """A text encoder that runs beside the U-Net, for one."""
+    query, key, value = _rows(1, 2, 4, 8)
+    expected = functional.scaled_dot_product_attention(query, key, value, **options)
+    with training_attention(torch.device("cpu")):
+        inside = functional.scaled_dot_product_attention(query, key, value, **options)
+    torch.testing.assert_close(inside, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mask_by_position_is_not_lost():
+    query, key, value = _rows(1, 2, 4, 8)
+    mask = torch.ones(4, 4, dtype=torch.float64).tril().log()
+    expected = functional.scaled_dot_product_attention(query, key, value, mask)
+    with training_attention(torch.device("cpu")):
+        inside = functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(inside, expected, rtol=1e-12, atol=1e-12)

@@ -75,12 +75,29 @@ def training_attention(device: torch.device) -> contextlib.AbstractContextManage
 
 
 class _PlainAttention(TorchFunctionMode):
-    """Every `scaled_dot_product_attention` inside becomes `plain_attention`, whoever calls it."""
+    """Every `scaled_dot_product_attention` inside goes through `_attend`, whoever calls it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            return plain_attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        called = _attend if func is functional.scaled_dot_product_attention else func
+        return called(*args, **(kwargs or {}))
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor:
+    """`plain_attention` of what U-Nets ask for; for more (a text encoder's causal mask, dropout) PyTorch's own."""
+    same_heads = query.dim() == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
+    added_mask = attn_mask is None or attn_mask.is_floating_point()
+    if same_heads and added_mask and not (dropout_p or is_causal or any(others.values())):
+        return plain_attention(query, key, value, attn_mask)
+    arguments = (query, key, value, attn_mask, dropout_p, is_causal)
+    return functional.scaled_dot_product_attention(*arguments, **others)
 
 
 def plain_attention(
@@ -88,8 +105,6 @@ def plain_attention(
     key: Float[Tensor, "batch heads keys channels"],
     value: Float[Tensor, "batch heads keys channels"],
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
 ) -> Float[Tensor, "batch heads queries channels"]:
     """softmax(q k^T / sqrt(channels) + mask) v as three calls, in the dtype of `query`, also under autocast.
 
@@ -98,16 +113,9 @@ def plain_attention(
         key: what is compared with it.
         value: what is mixed.
         attn_mask: added to the products; broadcasts to `(batch, heads, queries, keys)`.
-        dropout_p: must be 0.
-        is_causal: must be False.
-
-    Raises:
-        NotImplementedError: for dropout, a causal or a boolean mask: nothing here uses them.
     """
-    if dropout_p or is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        raise NotImplementedError("plain_attention knows no dropout, no causal and no boolean masks")
     with torch.autocast(query.device.type, enabled=False):  # whose softmax would be fp32
-        q, k, v = ((rows.flatten(0, 1)) for rows in (query * query.shape[-1] ** -0.5, key, value))
+        q, k, v = (rows.flatten(0, 1) for rows in (query * query.shape[-1] ** -0.5, key, value))
         scores = torch.bmm(q, k.transpose(1, 2))
         if attn_mask is not None:
             scores = (scores.view(*query.shape[:3], -1) + attn_mask).flatten(0, 1)
