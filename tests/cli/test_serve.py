@@ -27,6 +27,16 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     assert refused("serve", "--host", "192.0.2.1").startswith("--host and --port must be an address to listen on")
 
 
+@pytest.mark.parametrize(("fast", "name"), [(False, "emoji"), (True, "emoji-fast")])
+def test_the_fast_model_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, fast: bool, name: str) -> None:
+    import latent_shift.pipelines as pipelines
+    from latent_shift.cli.serve import _load
+
+    tiny = pipelines.load_preset("tiny", "cpu", "fp32")
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: tiny)
+    assert _load("emoji", None, fast, "cpu", "fp32", 1).facts.name == name
+
+
 def test_a_port_that_is_taken(refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

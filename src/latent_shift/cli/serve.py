@@ -97,7 +97,8 @@ def _load(model: str, preset: str | None, fast: bool, device: str, dtype: str, m
     devices = device.split(",")
     pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype, fast) for at in devices]
     scheduler, _ = find_scheduler(None, fast)
-    return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch, scheduler)
+    name = preset or Path(model).absolute().name
+    return LocalEngine(f"{name}-fast" if fast else name, pipelines, max_batch, scheduler)
 
 
 def _read_keys(path: Path | None) -> frozenset[str]:
