@@ -392,12 +392,21 @@ def test_numbers_that_are_not_finite_are_no_clip(
 
 def test_two_devices_work_at_once(pipeline: LatentShiftPipeline, tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=60)
+    busy: list[int] = []
     second = load_preset("tiny", "cpu", "fp32")
     desk = Desk(LocalEngine("tiny", [pipeline, second], max_batch=1), tmp_path)
-    desk.at = lambda event: both.wait() and None if isinstance(event, Started) else None
+
+    def meet(event: Event) -> None:
+        if isinstance(event, Started):
+            both.wait()
+            busy.append(desk.engine.busy())
+            both.wait()
+
+    desk.at = meet
     desk.submit("a")
     desk.submit("b")
     desk.run(endings=2)  # would break the barrier if one came after the other
+    assert (busy, desk.engine.busy()) == ([2, 2], 0)
     assert desk.of("a")[-1] == desk.of("b")[-1] == "Finished"
 
 

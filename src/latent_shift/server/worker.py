@@ -61,6 +61,7 @@ class LocalEngine:
         self._max_batch = max_batch
         self._waiting: dict[str, _Work] = {}
         self._running: dict[str, _Work] = {}
+        self._busy = 0
         self._stopping = False
         self._changed = Condition()
         self._report: Callable[[Event], None] = lambda _: None
@@ -93,6 +94,10 @@ class LocalEngine:
         for thread in self._threads:
             thread.join()
 
+    def busy(self) -> int:
+        """See `Engine`."""
+        return self._busy
+
     def healthy(self) -> bool:
         """See `Engine`."""
         return all(thread.is_alive() for thread in self._threads)
@@ -106,6 +111,7 @@ class LocalEngine:
                 self._report(Started(work.job_id))
             self._make(pipeline, batch)
             with self._changed:
+                self._busy -= 1
                 for work in batch:
                     del self._running[work.job_id]
 
@@ -119,6 +125,7 @@ class LocalEngine:
             batch = [work for work in self._waiting.values() if work.request.shape == shape][:most]
             for work in batch:
                 self._running[work.job_id] = self._waiting.pop(work.job_id)
+            self._busy += 1
             return batch
 
     def _make(self, pipeline: LatentShiftPipeline, batch: list[_Work]) -> None:
@@ -201,7 +208,7 @@ class _Batch:
             callback_on_step_end=self._on_step,
             callback_on_step_end_tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents"),
         )
-        return zip(self._rows, made.frames.split(1), strict=True)
+        return zip(self._rows, torch.split(made.frames, 1), strict=True)
 
     def _on_step(self, _pipeline: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = [row for row, work in enumerate(self._rows) if not work.cancelled]
@@ -254,7 +261,7 @@ def _jpeg(picture: npt.NDArray[np.uint8]) -> bytes:
 def _decode(pipeline: LatentShiftPipeline, latents: Tensor, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
     """Frames `(frames, height, width, 3)` of one clip. `check` is called before each part of it."""
     parts = []
-    for part in latents.split(_DECODED_FRAMES, dim=2):
+    for part in torch.split(latents, _DECODED_FRAMES, dim=2):
         check()
         frames = pipeline.decode_latents(part)[0]
         if not np.isfinite(frames).all():
@@ -283,7 +290,7 @@ def _write(
         request.num_frames,
     )
     metadata = {key: str(value) for key, value in settings.items()}
-    with atomic_path(work.folder) as folder:
+    with atomic_path(work.folder, durable=True) as folder:
         folder.mkdir()
         for variant, name in VARIANTS.items():
             check()
