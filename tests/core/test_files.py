@@ -125,6 +125,24 @@ def test_what_must_last_is_on_the_disk_before_its_name(tmp_path: Path, monkeypat
     assert done[3:] == ["rename"]
 
 
+def test_a_folder_that_cannot_be_synced_is_an_error_and_the_new_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    place = tmp_path.stat().st_ino
+
+    def sync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == place:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(InputError, match="Input/output error"), atomic_path(target, durable=True) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert names(target) == ["new"]
+
+
 def test_json_keeps_its_letters(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"prompt": "Kätzchen"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
