@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_and_the_new_one_stays(
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", sync)
-    with pytest.raises(InputError, match="Input/output error"), atomic_path(target, durable=True) as temporary:
+    with pytest.raises(InputError, match="Input/output error"), atomic_path(target, durable=True) as temporary:  # noqa: PT012
         temporary.mkdir()
         (temporary / "new").touch()
     assert names(target) == ["new"]
