@@ -248,21 +248,28 @@ async def probe_cancels(visitor: Visitor, name: str) -> None:
         video = await visitor.create(f"a heart, {name} after {after}", steps=PROBE_STEPS)
         if video is None:
             return
-        started: float | None = None
-        async with visitor.http.stream("GET", f"/v1/videos/{video['id']}/events") as stream:
-            async for line in stream.aiter_lines():
-                video = json.loads(line[6:]) if line.startswith("data: ") else video
-                if video["step"] >= 1 and started is None:
-                    started, first = time.monotonic(), video["step"]
-                if video["step"] >= after or video["status"] not in UNENDED:
-                    break
-        if started is not None and video["step"] > first:
-            visitor.seen.step_s.append((time.monotonic() - started) / (video["step"] - first))
+        video = await watch_steps(visitor, video, after)
         asked = time.monotonic()
         if await visitor.cancel(video["id"]):
             freed = await visitor.free(asked + 60)
             visitor.seen.promise(freed, "a device was still busy a minute after its job was cancelled")
             visitor.seen.free_s.append(time.monotonic() - asked)
+
+
+async def watch_steps(visitor: Visitor, video: dict[str, Any], last: int) -> dict[str, Any]:
+    """Follows a job to a step, and takes the time of each but the first."""
+    since, step = 0.0, 0
+    async with visitor.http.stream("GET", f"/v1/videos/{video['id']}/events") as stream:
+        async for line in stream.aiter_lines():
+            video = json.loads(line[6:]) if line.startswith("data: ") else video
+            now = time.monotonic()
+            if video["step"] > step:
+                if step:
+                    visitor.seen.step_s.append((now - since) / (video["step"] - step))
+                since, step = now, video["step"]
+            if step >= last or video["status"] not in UNENDED:
+                break
+    return video
 
 
 async def storm(server: Server, visitor: Visitor, arguments: argparse.Namespace) -> list[list[float]]:
@@ -393,7 +400,7 @@ async def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         "cut_off": seen.cut_off,
         "refused": seen.refused,
         "step_seconds": spread(seen.step_s),
-        "free_after_cancel_seconds": spread(seen.free_s),
+        "free_after_cancel_seconds": [round(seconds, 3) for seconds in seen.free_s],
         "cancels": len(seen.delete_s),
         "cancel_seconds": spread(seen.delete_s),
         "request_seconds": spread(seen.request_s),

@@ -115,5 +115,5 @@ def test_the_soak_with_few_clients_and_a_kill() -> None:
     assert figures["endings"].keys() == {"completed", "cancelled"}
     assert figures["cut_off"] >= 1
     assert figures["refused"] >= 1
-    assert figures["free_after_cancel_seconds"]["max"] > 0
+    assert len(figures["free_after_cancel_seconds"]) >= 1
     assert figures["memory_growth_percent"].keys() == {"before the kill", "after the kill"}
