@@ -18,6 +18,8 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     assert refused("serve", "--max-queue", "0").startswith("max_queue must be valid")
     assert refused("serve", "--keep-days", "nan").startswith("keep_days must be valid")
     assert refused("serve", "--keep-gb", "nan").startswith("keep_bytes must be valid")
+    assert refused("serve", "--max-prompt-chars", "0").startswith("max_prompt_chars must be valid")
+    assert refused("serve", "--max-body-kb", "0").startswith("max_body_bytes must be valid")
     assert refused("serve", "--max-batch", "0") == "--max-batch must be at least 1, got 0"
     assert refused("serve", "--max-side", "0") == "--max-side must be at least 1, got 0"
     assert refused("serve", "--api-keys", empty) == f"--api-keys must hold at least one key, got '{empty}'"
@@ -25,6 +27,37 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     assert refused("serve", "--port", "0", "--model", "nothing").startswith("model must be one of emoji or a folder")
     assert refused("serve", "--port", "65536") == "--port must be from 0 to 65535, got 65536"
     assert refused("serve", "--host", "192.0.2.1").startswith("--host and --port must be an address to listen on")
+
+
+@pytest.mark.parametrize(("fast", "name"), [(False, "emoji"), (True, "emoji-fast")])
+def test_the_fast_model_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, fast: bool, name: str) -> None:
+    import latent_shift.pipelines as pipelines
+    from latent_shift.cli.serve import _load
+
+    tiny = pipelines.load_preset("tiny", "cpu", "fp32")
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: tiny)
+    assert _load("emoji", None, fast, "cpu", "fp32", 1).facts.name == name
+
+
+def test_limits_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> None:
+    import latent_shift.cli.serve as module
+    import latent_shift.server as server
+    from latent_shift.pipelines import load_preset
+    from latent_shift.server.worker import LocalEngine
+
+    given: list[server.ServerSettings] = []
+    engine = LocalEngine("tiny", [load_preset("tiny", "cpu", "fp32")])
+    monkeypatch.setattr(module, "_load", lambda *_: engine)
+    monkeypatch.setattr(module, "run", lambda *_: None)
+    monkeypatch.setattr(server, "create_app", lambda _, settings: given.append(settings))
+    result = run(
+        *("serve", "--port", 0, "--folder", tmp_path / "new", "--max-prompt-chars", 7, "--max-body-kb", 2),
+        *("--max-steps", 9, "--max-queue", 3),
+    )
+    assert result.code == 0, result.err
+    (settings,) = given
+    assert (settings.max_prompt_chars, settings.max_body_bytes) == (7, 2048)
+    assert (settings.max_steps, settings.max_queue, settings.max_frames, settings.max_side) == (9, 3, 16, 128)
 
 
 def test_a_port_that_is_taken(refused: Refused) -> None:

@@ -99,6 +99,50 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows syncs no folders")
+def test_what_must_last_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    names_by_number: dict[int, str] = {}
+
+    def sync(descriptor: int) -> None:
+        done.append(names_by_number.get(os.fstat(descriptor).st_ino, "parent"))
+
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    with atomic_path(tmp_path / "result", durable=True) as temporary:
+        (temporary / "inner").mkdir(parents=True)
+        (temporary / "inner" / "clip.mp4").write_text("a")
+        names_by_number.update({path.stat().st_ino: path.name for path in (temporary, *temporary.rglob("*"))})
+    assert sorted(done[:3]) == ["clip.mp4", "inner", "result"]
+    assert done[3:] == ["rename", "parent"]
+    done.clear()
+    with atomic_path(tmp_path / "file", durable=True) as temporary:
+        temporary.write_text("a")
+    assert done == ["parent", "rename", "parent"]  # the first is the file, which has no name above
+    with atomic_path(tmp_path / "quick") as temporary:
+        temporary.write_text("a")
+    assert done[3:] == ["rename"]
+
+
+def test_a_folder_that_cannot_be_synced_is_an_error_and_the_new_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    place = tmp_path.stat().st_ino
+
+    def sync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == place:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(InputError, match="Input/output error"), atomic_path(target, durable=True) as temporary:  # noqa: PT012
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert names(target) == ["new"]
+
+
 def test_json_keeps_its_letters(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"prompt": "Kätzchen"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -58,6 +58,9 @@ class PretendedEngine:
     def stop(self) -> None:
         pass
 
+    def busy(self) -> int:
+        return 1
+
     def healthy(self) -> bool:
         return self.alive
 

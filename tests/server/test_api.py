@@ -120,6 +120,75 @@ def test_content(client: Any, engine: PretendedEngine, variant: str, kind: str, 
     assert answer.headers["content-disposition"] == f'inline; filename="etc-passwd-1.{ending}"'
     part = client.get(answer.url, headers={"Range": "bytes=2-3"})
     assert (part.status_code, part.content) == (206, (variant * 10).encode()[2:4])
+    head = client.head(answer.url)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(answer.content)))
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "start", "end"),
+    [
+        ("bytes=0-", 206, 0, 50),
+        ("bytes=-3", 206, 47, 50),
+        ("bytes=40-999", 206, 40, 50),
+        ("bytes=-999", 206, 0, 50),
+        ("bytes=50-", 416, 0, 0),
+        ("bytes=60-70", 416, 0, 0),
+        ("bytes=5-2", 400, 0, 0),
+        ("bytes=a-b", 400, 0, 0),
+        ("bytes", 400, 0, 0),
+        ("frames=1-2", 400, 0, 0),
+        ("\xff", 400, 0, 0),
+    ],
+)
+def test_parts_of_content(client: Any, engine: PretendedEngine, given: str, status: int, start: int, end: int) -> None:
+    video = create(client)
+    engine.make(video["id"])
+    headers = {"Range": given.encode("latin-1")}
+    answer = client.get(f"/v1/videos/{video['id']}/content", headers=headers)
+    if status == 206:
+        assert (answer.status_code, answer.content) == (206, (b"video" * 10)[start:end])
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/50"
+        return
+    message = {400: "Range must be bytes=FIRST-LAST", 416: "Range must lie within the file"}
+    assert error(answer, status)["message"] == message[status]
+    assert answer.headers.get("content-range") == (None if status == 400 else "bytes */50")
+
+
+def test_several_parts_of_content(client: Any, engine: PretendedEngine) -> None:
+    video = create(client)
+    engine.make(video["id"])
+    answer = client.get(f"/v1/videos/{video['id']}/content", headers={"Range": "bytes=0-4,10-14"})
+    assert answer.status_code == 206
+    assert answer.content.count(b"video") == 4  # twice the words video/mp4
+    assert answer.headers["content-type"].startswith("multipart/byteranges")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3"}, {"Range": "bytes=0-3,8-9"}])
+def test_a_clip_that_is_deleted_while_it_is_asked_for(
+    headers: dict[str, str], client: Any, engine: PretendedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import anyio
+
+    video = create(client)
+    engine.make(video["id"])
+    open_file = anyio.open_file
+
+    async def too_late(path: Path, mode: Any) -> Any:
+        path.unlink()
+        return await open_file(path, mode)
+
+    monkeypatch.setattr(anyio, "open_file", too_late)
+    detail = error(client.get(f"/v1/videos/{video['id']}/content", headers=headers), 404)
+    assert detail["message"] == "this video has no content: it is not completed"
+
+
+def test_heads_are_answered(client: Any) -> None:
+    for path in ("/", "/docs", "/health", "/static/app.js"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == str(len(client.get(path).content))
+    assert client.head("/v1/videos/none/content").status_code == 404
+    assert 'http_requests_total{method="HEAD",route="/health",status="200"} 1.0' in client.get("/metrics").text
 
 
 def test_defaults_are_the_models_and_the_seed_is_drawn(client: Any) -> None:
@@ -262,7 +331,7 @@ def test_health_and_metrics(client: Any, engine: PretendedEngine) -> None:
     video = create(client)
     create(client)
     engine.make(video["id"])
-    assert client.get("/health").json() == {"status": "ok", "version": "0.1.0", "queued": 1, "running": 0}
+    assert client.get("/health").json() == {"status": "ok", "version": "0.1.0", "queued": 1, "running": 0, "busy": 1}
     text = client.get("/metrics").text
     assert 'latent_shift_jobs_total{status="completed"} 1.0' in text
     assert "latent_shift_jobs_queued 1.0" in text
@@ -499,8 +568,14 @@ def test_origins_can_be_allowed(connect: Connect) -> None:
     origin = {"Origin": "https://site.example"}
     answer = client.post("/v1/videos", json=JSON, headers=origin)
     assert answer.headers["access-control-allow-origin"] == "https://site.example"
-    asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    assert client.options("/v1/videos", headers=asked).status_code == 200
+    wanted = "authorization, content-type, x-stainless-lang, x-stainless-poll-helper"
+    asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
+    preflight = client.options("/v1/videos", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-headers"] == wanted
+    shown = client.get(f"/v1/videos/{answer.json()['id']}", headers=origin).headers
+    assert "openai-poll-after-ms" in shown
+    assert shown["access-control-expose-headers"] == "Retry-After, openai-poll-after-ms"
     error(client.post("/v1/videos", json=JSON, headers={"Origin": "https://other.example"}), 403)
 
 

@@ -92,6 +92,26 @@ def test_a_result_that_comes_after_the_cancel_is_removed(store: Store) -> None:
     assert not store.folder(job_id).exists()
 
 
+def test_a_result_is_kept_though_its_start_was_not_stored_or_its_end_is_stored_twice(store: Store) -> None:
+    job_id = add(store)
+    write_result(store, job_id)
+    assert store.complete(job_id)
+    assert not store.complete(job_id)
+    assert status(store, job_id) == "completed"
+    assert store.folder(job_id).is_dir()
+
+
+def test_a_job_whose_result_is_gone_fails(store: Store) -> None:
+    job_id = add(store)
+    store.start(job_id)
+    assert not store.complete(job_id)
+    job = store.get(job_id)
+    assert job is not None
+    assert (job.status, job.error) == ("failed", "the result is gone")
+    store.delete(job_id)
+    assert not store.complete(job_id)
+
+
 def test_of_many_that_start_one_job_one_wins(store: Store) -> None:
     job_id = add(store)
     wins: list[bool] = []
@@ -165,6 +185,20 @@ def test_after_a_kill_what_ran_is_queued_again_in_the_old_order(tmp_path: Path) 
         "cancelled",
     ]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted([done, whole])
+    store.close()
+
+
+def test_a_result_whose_end_was_not_stored_before_an_ordered_end_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job_id = add(store)
+    store.start(job_id)
+    write_result(store, job_id)
+    store.requeue()
+    store.close()
+    store = Store(tmp_path)
+    assert store.recover() == []
+    assert status(store, job_id) == "completed"
+    assert store.folder(job_id).is_dir()
     store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from latent_shift.media import read_video
 from latent_shift.pipelines import load_preset, make_scheduler
 from latent_shift.pipelines.generation import to_uint8
 from latent_shift.server.engine import VARIANTS, ClipRequest, Engine, Event, Failed, Finished, Progress, Started
-from latent_shift.server.worker import LocalEngine, _jpeg
+from latent_shift.server.worker import LocalEngine, _decode, _jpeg
 
 SIZE, NUM_FRAMES, STEPS = 64, 2, 4
 
@@ -205,6 +206,86 @@ def test_a_cancelled_job_frees_the_device_within_a_step(
     assert [path.name for path in desk.folder.iterdir()] == ["next"]
 
 
+@pytest.fixture
+def no_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_shift.server.worker._Batch._previews", lambda _, clean: [None] * len(clean))
+
+
+@pytest.mark.usefixtures("no_previews")
+@pytest.mark.parametrize(("kept", "parts"), [("ab", [8, 8, 1, 8, 8, 1]), ("b", [8, 8, 8, 1])])
+def test_a_job_that_is_cancelled_while_it_is_decoded_gives_way_to_the_next(
+    kept: str, parts: list[int], desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    decode = pipeline.decode_latents
+
+    def note(latents: torch.Tensor) -> Any:
+        seen.append(latents.shape[2])
+        if "a" not in kept:
+            desk.engine.cancel("a")
+        return decode(latents)
+
+    monkeypatch.setattr(pipeline, "decode_latents", note)
+    for job_id in "ab":
+        desk.submit(job_id, num_frames=17, num_inference_steps=1)
+    desk.run(endings=len(kept))
+    assert seen == parts
+    assert [event.job_id for event in desk.events if isinstance(event, Finished | Failed)] == list(kept)
+    assert sorted(path.name for path in desk.folder.iterdir()) == list(kept)
+
+
+@pytest.mark.parametrize("at", list(VARIANTS.values()))
+def test_a_job_that_is_cancelled_while_it_is_written_leaves_nothing(
+    at: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def note(path: Path, *_: Any) -> None:
+        written.append(path.name)
+        path.touch()
+        if path.name == at and "first" in str(path):
+            desk.engine.cancel("first")
+
+    monkeypatch.setattr("latent_shift.server.worker.write_video", note)
+    desk.submit("first", num_inference_steps=1)
+    desk.submit("next", num_inference_steps=2)
+    desk.run()
+    names = list(VARIANTS.values())
+    assert written == [*names[: names.index(at) + 1], *names]
+    assert desk.of("first") == ["Started", "Progress"]
+    assert [path.name for path in desk.folder.iterdir()] == ["next"]
+
+
+def test_stopping_while_a_clip_is_written_leaves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, stopped = threading.Event(), threading.Event()
+
+    def wait(path: Path, *_: Any) -> None:
+        path.touch()
+        begun.set()
+        assert stopped.wait(60)
+
+    monkeypatch.setattr("latent_shift.server.worker.write_video", wait)
+    for job_id in "ab":
+        desk.submit(job_id, num_inference_steps=1)
+    desk.engine.start(desk.report)
+    assert begun.wait(60)
+    stop = threading.Thread(target=desk.engine.stop)
+    stop.start()
+    with desk.engine._changed:
+        assert desk.engine._changed.wait_for(lambda: desk.engine._stopping, 60)
+    stopped.set()
+    stop.join(60)
+    assert not any(isinstance(event, Finished | Failed) for event in desk.events)
+    assert list(desk.folder.iterdir()) == []
+
+
+def test_a_clip_in_parts_is_the_one_in_a_whole(pipeline: LatentShiftPipeline) -> None:
+    shape = (1, pipeline.unet.config.in_channels, 19, *pipeline._latent_size(SIZE, SIZE))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    frames = _decode(pipeline, latents, lambda: None)
+    np.testing.assert_array_equal(frames, to_uint8(pipeline.decode_latents(latents)[0]))
+
+
 def test_a_waiting_job_that_is_cancelled_is_never_begun(desk: Desk) -> None:
     desk.submit("first")
     desk.submit("second", num_frames=1)
@@ -273,12 +354,36 @@ def test_a_batch_that_fails_is_tried_one_by_one(
     assert "/secret/path is out of memory" in caplog.text
 
 
+def test_a_failed_batch_is_out_of_the_memory_before_its_jobs_are_tried_again(
+    desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = pipeline.unet.forward
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def fill(sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(sample) > 2:
+            features = torch.zeros(1)
+            held.append(weakref.ref(features))
+            raise torch.OutOfMemoryError(f"no memory beside {features}")
+        alive.append(any(tensor() is not None for tensor in held))
+        return forward(sample, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "guides_in_halves", True)
+    monkeypatch.setattr(pipeline.unet, "forward", fill)
+    for job_id in "abc":
+        desk.submit(job_id, num_inference_steps=1)
+    desk.run(endings=3)
+    assert [desk.of(job_id)[-1] for job_id in "abc"] == ["Finished"] * 3
+    assert (len(held), len(alive), any(alive)) == (1, 6, False)
+
+
+@pytest.mark.usefixtures("no_previews")
 def test_numbers_that_are_not_finite_are_no_clip(
     desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = pipeline.decode_latents
     monkeypatch.setattr(pipeline, "decode_latents", lambda latents, *rest: decode(latents * float("nan"), *rest))
-    monkeypatch.setattr("latent_shift.server.worker._Batch._previews", lambda _, clean: [None] * len(clean))
     desk.submit("one")
     desk.run()
     assert desk.of("one")[-1] == "Failed"
@@ -287,12 +392,21 @@ def test_numbers_that_are_not_finite_are_no_clip(
 
 def test_two_devices_work_at_once(pipeline: LatentShiftPipeline, tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=60)
+    busy: list[int] = []
     second = load_preset("tiny", "cpu", "fp32")
     desk = Desk(LocalEngine("tiny", [pipeline, second], max_batch=1), tmp_path)
-    desk.at = lambda event: both.wait() and None if isinstance(event, Started) else None
+
+    def meet(event: Event) -> None:
+        if isinstance(event, Started):
+            both.wait()
+            busy.append(desk.engine.busy())
+            both.wait()
+
+    desk.at = meet
     desk.submit("a")
     desk.submit("b")
     desk.run(endings=2)  # would break the barrier if one came after the other
+    assert (busy, desk.engine.busy()) == ([2, 2], 0)
     assert desk.of("a")[-1] == desk.of("b")[-1] == "Finished"
 
 

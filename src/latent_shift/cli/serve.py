@@ -35,6 +35,8 @@ def serve(
     max_steps: Annotated[int, typer.Option(help="Denoising steps of a clip.")] = 100,
     max_frames: Annotated[int | None, typer.Option(help="Frames of a clip. [default: 4 times the model's]")] = None,
     max_side: Annotated[int | None, typer.Option(help="Pixels of a side. [default: twice the model's]")] = None,
+    max_prompt_chars: Annotated[int, typer.Option(help="Length of a prompt, and of a negative prompt.")] = 1000,
+    max_body_kb: Annotated[int, typer.Option(help="Size of a request, in units of 1024 bytes.")] = 64,
     max_jobs_per_key: Annotated[int, typer.Option(help="Unfinished jobs of an API key.")] = 20,
     max_requests_per_minute: Annotated[int, typer.Option(help="Jobs an API key may create in a minute.")] = 120,
     keep_days: Annotated[float, typer.Option(help="Finished jobs are removed after so many days.")] = 30,
@@ -69,6 +71,8 @@ def serve(
         "folder": folder,
         "max_queue": max_queue,
         "max_steps": max_steps,
+        "max_prompt_chars": max_prompt_chars,
+        "max_body_bytes": max_body_kb * 1024,
         "max_jobs_per_key": max_jobs_per_key,
         "max_requests_per_minute": max_requests_per_minute,
         "keep_days": keep_days,
@@ -97,7 +101,8 @@ def _load(model: str, preset: str | None, fast: bool, device: str, dtype: str, m
     devices = device.split(",")
     pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype, fast) for at in devices]
     scheduler, _ = find_scheduler(None, fast)
-    return LocalEngine(preset or Path(model).absolute().name, pipelines, max_batch, scheduler)
+    name = preset or Path(model).absolute().name
+    return LocalEngine(f"{name}-fast" if fast else name, pipelines, max_batch, scheduler)
 
 
 def _read_keys(path: Path | None) -> frozenset[str]:

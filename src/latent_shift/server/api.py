@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -29,6 +29,7 @@ from latent_shift import __version__
 from latent_shift.core.config import unknown_key
 from latent_shift.core.errors import InputError
 
+from .content import NO_CONTENT, ClipResponse
 from .engine import VARIANTS, Engine
 from .guard import BodyTooLargeError, Guard, too_large
 from .jobs import BusyError, Jobs, Snapshot
@@ -91,8 +92,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "Content-Type"],
-        expose_headers=["Retry-After"],
+        allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+        expose_headers=["Retry-After", "openai-poll-after-ms"],
     )
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     _answer_errors(app, settings)
@@ -161,20 +162,25 @@ def _add_videos(app: FastAPI, jobs: Jobs, store: Store, settings: ServerSettings
         """Cancels a job that is not finished; deletes one that is, with its clip."""
         return VideoDeleted(id=video_id, deleted=jobs.remove(find(video_id, owner).job))
 
+    @app.head("/v1/videos/{video_id}/content", include_in_schema=False)
     @app.get(
         "/v1/videos/{video_id}/content",
         tags=["videos"],
         response_class=FileResponse,
         responses={
             200: {"content": {kind: {} for kind in _media_types()}, "description": "The file."},
-            206: {"content": {kind: {} for kind in _media_types()}, "description": "A part of it."},
-            416: {"description": "There is no such part."},
+            206: {
+                "content": {kind: {} for kind in [*_media_types(), "multipart/byteranges"]},
+                "description": "A part of it, or several.",
+            },
+            416: {"model": ErrorBody, "description": "There is no such part."},
         },
     )
     def get_content(
         video_id: str,
         owner: Owner,
         variant: Literal["video", "webp", "gif", "thumbnail", "spritesheet"] = "video",
+        _part: Annotated[str | None, Header(alias="Range", description="`bytes=FIRST-LAST`: a part of it.")] = None,
     ) -> FileResponse:
         """The clip: `video` is MP4, `thumbnail` the first frame (PNG), `spritesheet` all frames on one JPEG."""
         job = find(video_id, owner).job
@@ -184,10 +190,10 @@ def _add_videos(app: FastAPI, jobs: Jobs, store: Store, settings: ServerSettings
         except FileNotFoundError:  # it was deleted just now
             facts = None
         if facts is None:
-            raise HTTPException(404, "this video has no content: it is not completed")
+            raise HTTPException(404, NO_CONTENT)
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
         name = f"{_slug(job.prompt)}-{job.request.seed}{path.suffix}"
-        return FileResponse(path, headers=headers, filename=name, stat_result=facts, content_disposition_type="inline")
+        return ClipResponse(path, headers=headers, filename=name, stat_result=facts, content_disposition_type="inline")
 
     @app.get(
         "/v1/videos/{video_id}/events",
@@ -225,13 +231,15 @@ def _add_service(app: FastAPI, jobs: Jobs, settings: ServerSettings, metrics: Me
             raise HTTPException(404, "there is no model of this name")
         return model()
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"], responses={503: {"model": Health}})
     def get_health(response: Response) -> Health:
         """200 while all devices take jobs, 503 otherwise."""
         healthy = jobs.engine.healthy()
         response.status_code = 200 if healthy else 503
         queued, running = jobs.counts()
-        return Health(status="ok" if healthy else "failing", version=__version__, queued=queued, running=running)
+        status: Literal["ok", "failing"] = "ok" if healthy else "failing"
+        return Health(status=status, version=__version__, queued=queued, running=running, busy=jobs.engine.busy())
 
     @app.get(
         "/metrics",
@@ -249,7 +257,7 @@ def _add_page(app: FastAPI) -> None:
     folder = str(files("latent_shift.server") / "page")
 
     def add(route: str, name: str) -> None:
-        @app.get(route, include_in_schema=False)
+        @app.api_route(route, methods=["GET", "HEAD"], include_in_schema=False)
         def get_page() -> FileResponse:
             return FileResponse(f"{folder}/{name}", headers={"Cache-Control": "no-cache"})
 

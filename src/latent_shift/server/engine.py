@@ -123,5 +123,8 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Ends after the current step. What ran or waited is left undone, without an event."""
 
+    def busy(self) -> int:
+        """Devices that make something now. A cancelled job keeps its device until the current step is done."""
+
     def healthy(self) -> bool:
         """Whether every device still takes jobs."""

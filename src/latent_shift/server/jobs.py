@@ -19,7 +19,7 @@ from .settings import ServerSettings
 from .store import UNFINISHED, Job, QueueFullError, Store
 
 _log = logging.getLogger(__name__)
-_HOUSEKEEPING_SECONDS = 60.0
+_HOUSEKEEPING_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 15.0
 _RECENT = 20
 
@@ -58,6 +58,7 @@ class Jobs:
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._created: dict[str, deque[float]] = defaultdict(deque)
         self._finished: deque[float] = deque(maxlen=_RECENT)
+        self._unstored: list[Event] = []
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         metrics.queued.set_function(lambda: store.count("queued"))
@@ -67,8 +68,7 @@ class Jobs:
     async def running(self) -> AsyncIterator[None]:
         """Goes on with what an earlier server left; at the end, leaves what is undone to the next one."""
         self._loop = asyncio.get_running_loop()
-        for job in self._store.recover():
-            self.engine.submit(job.id, job.request, self._store.folder(job.id))
+        self._go_on()
         self.engine.start(self._on_event)
         housekeeping = asyncio.create_task(self._keep_house())
         try:
@@ -76,8 +76,9 @@ class Jobs:
         finally:
             housekeeping.cancel()
             await asyncio.to_thread(self.engine.stop)
-            self._store.requeue()
-            self._store.close()
+            with contextlib.closing(self._store):
+                self._store_again()
+                self._store.requeue()
 
     def submit(self, owner: str, request: ClipRequest, *, limited: bool) -> Snapshot:
         """Accepts a job, and gives it as it was then: queued, however soon it is taken.
@@ -146,6 +147,16 @@ class Jobs:
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
 
+    def _go_on(self) -> None:
+        """Gives the engine what an earlier server left. Another model would make other clips than were asked for."""
+        serves = self.engine.facts.name
+        for job in self._store.recover():
+            wanted = job.request.model
+            if wanted == serves:
+                self.engine.submit(job.id, job.request, self._store.folder(job.id))
+            elif self._store.fail(job.id, f"the server was started again with the model {serves} instead of {wanted}"):
+                self._ended(job.id, "failed")
+
     def _snapshot(self, job: Job) -> Snapshot:
         if job.status == "queued":
             return Snapshot(job, position=self._store.count("queued", before=job.number))
@@ -153,19 +164,29 @@ class Jobs:
         return Snapshot(job, step=live.step, preview=live.preview) if live else Snapshot(job)
 
     def _on_event(self, event: Event) -> None:
-        """Called by the engine's threads."""
+        """Called by the engine's threads, which no error here may end; what could not be stored is stored later."""
         try:
             self._note(event)
-        except (OSError, sqlite3.Error):  # a full disk: the job is tried again by the next server
-            _log.exception("job %s: the change %s could not be stored", event.job_id, type(event).__name__)
+        except Exception:  # a full disk, most likely
+            _log.exception("job %s: the change %s could not be stored yet", event.job_id, type(event).__name__)
+            with self._lock:
+                self._unstored.append(event)
+
+    def _store_again(self) -> None:
+        """Stores what could not be stored. The store takes an event that it has as well as one that comes late."""
+        with self._lock:
+            events, self._unstored = self._unstored, []
+        for event in events:
+            self._on_event(event)
 
     def _note(self, event: Event) -> None:
         job_id = event.job_id
         if isinstance(event, Started):
-            self._live[job_id] = Progress(job_id, 0, 0)
-            if not self._store.start(job_id):
+            with self._lock:
+                self._live.setdefault(job_id, Progress(job_id, 0, 0))
+            if not self._store.start(job_id) and not self._is_unfinished(job_id):
                 self.engine.cancel(job_id)
-                self._live.pop(job_id, None)
+                self._forget(job_id)
         elif isinstance(event, Progress):
             with self._lock:
                 if job_id in self._live:  # else it was cancelled during this step
@@ -176,13 +197,21 @@ class Jobs:
             if self._store.complete(job_id):
                 self._ended(job_id, "completed")
                 self._store.expire(self._settings.keep_days * 86400, self._settings.keep_bytes)
+            self._forget(job_id)
         elif isinstance(event, Failed) and self._store.fail(job_id, event.message):
             self._ended(job_id, "failed")
         self._wake(job_id)
 
-    def _ended(self, job_id: str, status: str) -> None:
+    def _is_unfinished(self, job_id: str) -> bool:
+        job = self._store.get(job_id)
+        return job is not None and job.status in UNFINISHED
+
+    def _forget(self, job_id: str) -> None:
         with self._lock:
             self._live.pop(job_id, None)
+
+    def _ended(self, job_id: str, status: str) -> None:
+        self._forget(job_id)
         self._metrics.jobs.labels(status).inc()
         job = self._store.get(job_id)
         if status == "completed" and job and job.started_at and job.finished_at:
@@ -220,7 +249,8 @@ class Jobs:
 
     async def _keep_house(self) -> None:
         while True:
-            with contextlib.suppress(OSError, sqlite3.Error):  # tried again a minute later
+            await asyncio.to_thread(self._store_again)
+            with contextlib.suppress(OSError, sqlite3.Error):  # tried again some seconds later
                 await asyncio.to_thread(self._store.expire, self._settings.keep_days * 86400, self._settings.keep_bytes)
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 

@@ -175,6 +175,8 @@ class Health(_Schema):
     version: str
     queued: int
     running: int
+    busy: int
+    """Devices that make something now; one whose job was cancelled does so until its current step is done."""
 
 
 class ErrorDetail(_Schema):

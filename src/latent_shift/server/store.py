@@ -185,11 +185,21 @@ class Store:
         return self._change(job_id, ("queued",), status="running", started_at=time.time())
 
     def complete(self, job_id: str) -> bool:
-        """Running to completed; False if it is no longer running: then its result is nobody's and is removed."""
-        size = sum(file.stat().st_size for file in self.folder(job_id).iterdir())
-        if self._change(job_id, ("running",), status="completed", finished_at=time.time(), bytes=size):
-            return True
-        self._remove_result(job_id)
+        """Queued or running to completed; False if it was neither, or has no result: then it fails.
+
+        A start that could not be stored leaves a job queued. A result that is no longer wanted is removed.
+        """
+        folder = self.folder(job_id)
+        with self._lock:
+            if not folder.is_dir():
+                self.fail(job_id, "the result is gone")
+                return False
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            if self._change(job_id, UNFINISHED, status="completed", finished_at=time.time(), bytes=size):
+                return True
+            job = self.get(job_id)
+            if job is None or job.status != "completed":
+                self._remove_result(job_id)
         return False
 
     def fail(self, job_id: str, message: str) -> bool:
@@ -214,13 +224,15 @@ class Store:
     def recover(self) -> list[Job]:
         """Puts in order what a killed server left, and gives the jobs to do, the oldest first.
 
-        A running job whose result is whole is completed; any other is queued again, unless it was running at three
+        A job whose result is whole is completed; one that was running is queued again, unless it was running at three
         kills: then it is the likely reason and fails. Results of no job are removed.
         """
         with self._lock:
-            for job in self._select("status = 'running'"):
+            for job in self._select("status IN ('queued', 'running')"):
                 if self.folder(job.id).is_dir():
                     self.complete(job.id)
+                elif job.status == "queued":
+                    continue
                 elif job.crashes + 1 >= _MOST_CRASHES:
                     self.fail(job.id, f"the server was killed {_MOST_CRASHES} times while this job ran")
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _PREVIEW_SECONDS = 0.3
 _PREVIEW_SHARE = 0.1
 _PREVIEW_SIDE = 256
+_DECODED_FRAMES = 8
 
 
 @dataclass
@@ -40,7 +41,7 @@ class _Work:
 
 
 class _NobodyWaits(Exception):
-    """Raised between two steps: all jobs of the batch are cancelled, or the engine stops."""
+    """Raised between two steps, two parts of a clip or two files: who waited has cancelled, or the engine stops."""
 
 
 class LocalEngine:
@@ -60,6 +61,7 @@ class LocalEngine:
         self._max_batch = max_batch
         self._waiting: dict[str, _Work] = {}
         self._running: dict[str, _Work] = {}
+        self._busy = 0
         self._stopping = False
         self._changed = Condition()
         self._report: Callable[[Event], None] = lambda _: None
@@ -92,6 +94,10 @@ class LocalEngine:
         for thread in self._threads:
             thread.join()
 
+    def busy(self) -> int:
+        """See `Engine`."""
+        return self._busy
+
     def healthy(self) -> bool:
         """See `Engine`."""
         return all(thread.is_alive() for thread in self._threads)
@@ -105,6 +111,7 @@ class LocalEngine:
                 self._report(Started(work.job_id))
             self._make(pipeline, batch)
             with self._changed:
+                self._busy -= 1
                 for work in batch:
                     del self._running[work.job_id]
 
@@ -118,29 +125,52 @@ class LocalEngine:
             batch = [work for work in self._waiting.values() if work.request.shape == shape][:most]
             for work in batch:
                 self._running[work.job_id] = self._waiting.pop(work.job_id)
+            self._busy += 1
             return batch
 
     def _make(self, pipeline: LatentShiftPipeline, batch: list[_Work]) -> None:
+        """Makes a batch. Where that fails, those that are left one by one: perhaps the memory was too small for all."""
+        left = self._try(pipeline, batch)
+        # Here no exception keeps the tensors of the failed batch alive.
+        if left and pipeline.device.type == "cuda":
+            torch.cuda.empty_cache()
+        for work in left:
+            if not work.cancelled:
+                self._try(pipeline, [work])
+
+    def _try(self, pipeline: LatentShiftPipeline, batch: list[_Work]) -> list[_Work]:
+        """Makes a batch; gives the jobs that are worth another try, each alone."""
         undone = list(batch)
         try:
-            rows, frames = _Batch(pipeline, batch, self._report, lambda: self._stopping).denoise()
-            for work, clip in zip(rows, frames, strict=True):
-                if not work.cancelled:
-                    _write(pipeline, work, clip)
-                    self._report(Finished(work.job_id))
+            for work, latents in _Batch(pipeline, batch, self._report, lambda: self._stopping).denoise():
+                self._finish(pipeline, work, latents)
                 undone.remove(work)
         except _NobodyWaits:
-            return
+            return []
         except Exception as error:
             undone = [work for work in undone if not work.cancelled]
-            if len(undone) > 1:  # perhaps they were too many for the memory, or one spoilt the others
-                for work in undone:
-                    self._make(pipeline, [work])
-                return
+            if len(undone) > 1:
+                return undone
             _log.exception("a clip could not be made")
             for work in undone:
                 reason = str(error) if isinstance(error, LatentShiftError) else type(error).__name__
                 self._report(Failed(work.job_id, f"the clip could not be made ({reason})"))
+        return []
+
+    def _finish(self, pipeline: LatentShiftPipeline, work: _Work, latents: Tensor) -> None:
+        """Decodes a clip and writes its files; stops in between where it is cancelled."""
+
+        def check() -> None:
+            if work.cancelled or self._stopping:
+                raise _NobodyWaits
+
+        try:
+            _write(pipeline, work, _decode(pipeline, latents, check), check)
+        except _NobodyWaits:
+            if self._stopping:
+                raise
+            return
+        self._report(Finished(work.job_id))
 
 
 class _Batch:
@@ -160,8 +190,8 @@ class _Batch:
         self._stopping = stopping
         self._next_preview = 0.0
 
-    def denoise(self) -> tuple[list[_Work], npt.NDArray[np.float32]]:
-        """Those that were not cancelled, and their frames `(batch, frames, height, width, 3)` in [0, 1]."""
+    def denoise(self) -> Iterator[tuple[_Work, Tensor]]:
+        """Those that were not cancelled, each with its latents `(1, channels, frames, height / f, width / f)`."""
         request = self._rows[0].request
         self._pipeline.scheduler = make_scheduler(request.scheduler, self._pipeline.scheduler.config)
         made: Any = self._pipeline(
@@ -174,14 +204,11 @@ class _Batch:
             guidance_scale=request.guidance_scale,
             generator=self._generators,
             boundary="circular" if request.loop else "default",
-            output_type="np",
+            output_type="latent",
             callback_on_step_end=self._on_step,
             callback_on_step_end_tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents"),
         )
-        frames = np.asarray(made.frames)
-        if not np.isfinite(frames).all():
-            raise FloatingPointError("the model gave numbers that are not finite")
-        return self._rows, frames
+        return zip(self._rows, torch.split(made.frames, 1), strict=True)
 
     def _on_step(self, _pipeline: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = [row for row, work in enumerate(self._rows) if not work.cancelled]
@@ -231,7 +258,22 @@ def _jpeg(picture: npt.NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _write(pipeline: LatentShiftPipeline, work: _Work, clip: npt.NDArray[np.float32]) -> None:
+def _decode(pipeline: LatentShiftPipeline, latents: Tensor, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
+    """Frames `(frames, height, width, 3)` of one clip. `check` is called before each part of it."""
+    parts = []
+    for part in torch.split(latents, _DECODED_FRAMES, dim=2):
+        check()
+        frames = pipeline.decode_latents(part)[0]
+        if not np.isfinite(frames).all():
+            raise FloatingPointError("the model gave numbers that are not finite")
+        parts.append(to_uint8(frames))
+    return np.concatenate(parts)
+
+
+def _write(
+    pipeline: LatentShiftPipeline, work: _Work, frames: npt.NDArray[np.uint8], check: Callable[[], None]
+) -> None:
+    """Writes all `VARIANTS` or none. `check` is called before each, and at the end."""
     request = work.request
     boundary = "circular" if request.loop else "default"
     settings = clip_settings(
@@ -248,12 +290,13 @@ def _write(pipeline: LatentShiftPipeline, work: _Work, clip: npt.NDArray[np.floa
         request.num_frames,
     )
     metadata = {key: str(value) for key, value in settings.items()}
-    frames = to_uint8(clip)
-    with atomic_path(work.folder) as folder:
+    with atomic_path(work.folder, durable=True) as folder:
         folder.mkdir()
         for variant, name in VARIANTS.items():
+            check()
             shown = frames[:1] if variant == "thumbnail" else frames
             write_video(folder / name, shown, request.fps, metadata)
+        check()
 
 
 def _facts(name: str, pipeline: LatentShiftPipeline, scheduler: str) -> ModelFacts:
