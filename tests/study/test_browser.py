@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 WAIT = 60_000
-PAIRS, RATERS = 12, 5
+PAIRS, RATERS, SPARE = 12, 5, 3
 
 # What a canvas shows: how blue its middle is, and at how many places neighbouring pixels of a row differ much.
 LOOK = """(id) => {
@@ -76,11 +76,14 @@ NAMELESS = """() => [...document.querySelectorAll("button, input, a, progress, c
 
 
 def write_systems(folder: Path) -> list[Path]:
-    """Two systems of the same moving ramp: the middle of one is blue, of the other not. Formats differ."""
+    """Two systems of the same moving ramp: the middle of one is blue, of the other not. Formats differ.
+
+    The first has some more, for the checks.
+    """
     places = [folder / "bluish", folder / "plain"]
-    for place, blue, suffix in zip(places, (220, 30), ("webp", "mp4"), strict=True):
+    for place, blue, suffix, more in zip(places, (220, 30), ("webp", "mp4"), (SPARE, 0), strict=True):
         place.mkdir()
-        for number in range(PAIRS):
+        for number in range(PAIRS + more):
             ramp = np.linspace(0, 230, 96, dtype=np.uint8)
             frames = np.zeros((6, 96, 96, 3), np.uint8)
             for index in range(6):
@@ -317,6 +320,61 @@ def test_keyboard_back_and_resume_by_link(browser: Browser, serve: Any) -> None:
     again.close()
 
 
+def test_space_chooses_an_answer_that_has_the_focus_and_pauses_elsewhere(browser: Browser, serve: Any) -> None:
+    server = serve()
+    rater = Rater(browser, server.url)
+    rater.consent()
+    page = rater.page
+    pause = page.locator("#pause")
+    page.keyboard.press("Space")
+    expect(pause).to_have_text("Play")
+    page.keyboard.press("ArrowLeft")  # answers the first question and goes to the second
+    page.keyboard.press("Space")
+    expect(pause).to_have_text("Pause")
+    expect(page.locator("#faithfulness input:checked")).to_have_count(0)
+    page.locator("#faithfulness input[value=right]").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#faithfulness input:checked")).to_have_value("right")
+    expect(pause).to_have_text("Pause")
+    rater.close()
+
+
+def test_several_workers_in_one_browser_are_several_raters(browser: Browser, serve: Any) -> None:
+    server = serve("pairs_per_rater=2", "checks_per_rater=0", "completion_url=https://crowd.example/?cc={code}")
+    rater = Rater(browser, f"{server.url}/?worker=one")
+    rater.consent()
+    rater.train()
+    while rater.is_rating():
+        rater.answer("left", "right")
+    rater.page.get_by_role("button", name="Finish").last.click()
+    code = rater.page.locator("#code")
+    expect(code).to_have_text(re.compile("^[0-9A-F]{10}$"), timeout=WAIT)
+    first = code.inner_text()
+    expect(rater.page.get_by_role("link", name="Hand it in")).to_have_attribute(
+        "href", f"https://crowd.example/?cc={first}"
+    )
+    somebody = rater.page.get_by_role("button", name="Begin as somebody else")
+    expect(somebody).to_be_hidden()
+    rater.open(f"{server.url}/?worker=two")
+    expect(code).to_be_hidden()
+    rater.consent()
+    expect(rater.page.locator("#count")).to_have_text("0 of 2")
+    rater.open(f"{server.url}/?worker=one")
+    expect(code).to_have_text(first)
+    rater.open(server.url)
+    rater.consent()
+    token = rater.page.url
+    rater.page.on("dialog", lambda dialog: dialog.accept())
+    somebody.click()
+    expect(rater.page.get_by_role("button", name="Begin", exact=True)).to_be_visible()
+    rater.consent()
+    assert rater.page.url != token
+    store = Store(server.folder)
+    assert [one.worker for one in store.raters()] == ["one", "two", None, None]
+    store.close()
+    rater.close()
+
+
 def test_what_is_refused_is_said(browser: Browser, serve: Any) -> None:
     server = serve()
     for url, message in ((f"{server.url}/#nobody", "belongs to nobody"), (f"{server.url}/?worker=a%20b", "worker:")):
@@ -332,7 +390,7 @@ def test_what_is_refused_is_said(browser: Browser, serve: Any) -> None:
 
 
 def test_others_at_the_last_pairs_are_waited_for(browser: Browser, serve: Any) -> None:
-    server = serve("raters_per_pair=1", f"pairs_per_rater={PAIRS}", "checks_per_rater=0")
+    server = serve("raters_per_pair=1", f"pairs_per_rater={PAIRS}", "checks_per_rater=0", "full_code=TOO-LATE")
     store = Store(server.folder)
     tokens = [store.join() for _ in range(PAIRS)]
     both = [{"quality": side, "faithfulness": side} for side in ("left", "right")]
@@ -342,11 +400,13 @@ def test_others_at_the_last_pairs_are_waited_for(browser: Browser, serve: Any) -
     rater.train()
     expect(rater.page.get_by_role("heading", name="Others are at work")).to_be_visible()
     expect(rater.page.get_by_role("button", name="Finish now")).to_be_hidden()
+    expect(rater.page.locator("#code")).to_have_text("TOO-LATE")
     for token, state in states:
         assert state.item is not None
         store.answer(token, state.item.position, both[0])
     store.close()
     expect(rater.page.get_by_role("heading", name="Nothing is left to rate")).to_be_visible(timeout=WAIT)
+    expect(rater.page.locator("#code")).to_have_text("TOO-LATE")
     rater.close()
 
 
