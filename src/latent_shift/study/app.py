@@ -185,9 +185,7 @@ def _add_raters(app: FastAPI, store: Store) -> None:
     def view(state: State) -> StateView:
         item = None if state.item is None else _item_view(state.item)
         link = store.settings.completion_link(state.code)
-        return StateView(
-            status=state.status, done=state.done, total=state.total, item=item, code=state.code, link=link
-        )
+        return StateView(status=state.status, done=state.done, total=state.total, item=item, code=state.code, link=link)
 
     @app.post("/api/raters", status_code=201)
     def join(body: Joining) -> Joined:

@@ -325,7 +325,8 @@ class Store:
         done, more_checks, more_pairs = pairs + checks, len(after) - checks, self.quota - pairs
 
         def total(taken: str, shown: int = 0) -> int:
-            return done + shown + more_checks + min(more_pairs, self._count_left(database, rater["id"], rater["checks"], taken))
+            left = self._count_left(database, rater["id"], rater["checks"], taken)
+            return done + shown + more_checks + min(more_pairs, left)
 
         if rater["finished_at"] is not None:
             return State("finished", done, done, code=rater["code"])
@@ -414,7 +415,8 @@ class Store:
     def _count_left(self, database: sqlite3.Connection, rater: int, checks: str, taken: str) -> int:
         """Pairs that the rater, or a new one (0), could be given one after the other: with room, and no clip twice.
 
-        `checks` are what it meets besides; `taken` is what counts as taken: `_TAKEN`, or `_VOTES` for what may come free.
+        `checks` are what it meets besides; `taken` is what counts as taken: `_TAKEN`, or `_VOTES` for what may come
+        free.
         """
         query = f"SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair' AND {_NEW_PAIR} AND {taken} < :most"
         return _count_disjoint(database.execute(query, self._facts(rater, checks)))
