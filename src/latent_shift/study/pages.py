@@ -162,7 +162,7 @@ def _details(title: str, heads: list[str], rows: list[list[str]]) -> str:
         for row in rows
     )
     return (
-        f'<section><details><summary>{title} ({len(rows)})</summary><div class="scroll"><table><thead><tr>{head}</tr>'
+        f'<section><details><summary>{title} ({len(rows)})</summary><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{body}</tbody></table></div></details></section>"
     )
 
