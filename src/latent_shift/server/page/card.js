@@ -176,5 +176,6 @@ async function copy(code, button) {
     area.value = code;
     dialog.showModal();
     area.select();
+    area.scrollTop = 0;
   }
 }

@@ -49,12 +49,12 @@ export function curlCode(video) {
   return `(
 ask() { curl -sS --fail-with-body${key} "$@"; }
 videos=${location.origin}/v1/videos
-job=$(ask "$videos" -H 'Content-Type: application/json' -d ${shell(body)}) || { echo "$job"; exit 1; }
+job=$(ask "$videos" -H 'Content-Type: application/json' -d ${shell(body)}) || { printf '%s\\n' "$job" >&2; exit 1; }
 id=$(printf '%s' "$job" | sed 's/^{"id":"\\([^"]*\\)".*/\\1/')
 while :; do
   case $job in
     *'"status":"completed"'*) break ;;
-    *'"status":"failed"'*) echo "$job"; exit 1 ;;
+    *'"status":"failed"'*) printf '%s\\n' "$job" >&2; exit 1 ;;
   esac
   sleep 1
   job=$(ask "$videos/$id") || exit 1

@@ -58,7 +58,8 @@ async function look() {
 
 async function enter(next) {
   state = next;
-  $("progress").hidden = $("resume").hidden = false;
+  $("progress").hidden = state.total === 0;
+  $("resume").hidden = false;
   $("bar").max = state.total;
   $("bar").value = state.done;
   $("count").textContent = `${state.done} of ${state.total}`;
