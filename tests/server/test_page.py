@@ -2,73 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browsing import check_page, chromium, first_paint_ms, watch
+from playwright.sync_api import Browser, Page, Route, expect
 
-from .conftest import ServerProcess
+from .conftest import ServerProcess, is_done
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 WAIT = 90_000
-
-# The contrast of every text with what is behind it (WCAG 2.1, relative luminance), as the browser draws it.
-CONTRAST = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const numbers = (color) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = (color) => {
-    const [r, g, b] = color.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const color = numbers(getComputedStyle(at).backgroundColor);
-      if (color[3] === 255) return color;
-    }
-    return [255, 255, 255, 255];
-  };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const texts = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!texts || !node.checkVisibility() || node.closest(".hidden, noscript")) continue;
-    const [front, back] = [light(numbers(getComputedStyle(node).color)), light(behind(node))];
-    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    if (ratio < 4.5) poor.push(`${node.tagName} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
-  }
-  return poor;
-}"""
-# Everything that takes input and has no name for a screen reader.
-NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, a, progress, video, dialog, img")]
-  .filter((node) => node.checkVisibility())
-  .filter((node) => !(node.getAttribute("aria-label") || node.getAttribute("aria-labelledby") || node.title
-    || node.textContent.trim() && !node.matches("select, textarea")
-    || [...(node.labels ?? [])].some((label) => label.textContent.trim())
-    || node.tagName === "IMG" && node.hasAttribute("alt")))
-  .map((node) => node.outerHTML.slice(0, 100))"""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: install it, or name one in CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +39,15 @@ class Tab:
     def __init__(self, browser: Browser, server: ServerProcess, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
-        self.problems: list[str] = []
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith((server.url, "data:", "blob:")) else self.problems.append(request.url)
-            ),
-        )
+        self.problems = watch(self.page, server.url)
         self.page.goto(server.url)
         self.page.locator("body[data-ready]").wait_for()
+
+    def forgive(self, status: int) -> None:
+        """The browser notes every answer that is a refusal."""
+        assert self.problems
+        assert all(f"status of {status}" in problem for problem in self.problems), self.problems
+        self.problems.clear()
 
     def generate(self, prompt: str, steps: int = 3) -> None:
         if not self.page.locator("#settings[open]").count():
@@ -115,6 +68,7 @@ def open_tab(browser: Browser, server: ServerProcess) -> Iterator[Any]:
 
     yield make
     for tab in tabs:
+        tab.page.unroute_all(behavior="ignoreErrors")
         tab.context.close()
         assert tab.problems == []
 
@@ -189,32 +143,253 @@ def test_compare_changes_only_what_was_changed(open_tab: Any, server: ServerProc
     assert found[0]["seed"] == found[1]["seed"]
 
 
-def test_an_image_its_code_and_another_seed(open_tab: Any, server: ServerProcess) -> None:
-    tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
+def test_an_image_and_another_seed(open_tab: Any, server: ServerProcess) -> None:
+    tab = open_tab()
     page = tab.page
     page.get_by_text("Image", exact=True).click()
     tab.generate('it\'s a "still" picture', steps=2)
     expect(page.get_by_role("img", name='it\'s a "still" picture')).to_be_visible(timeout=WAIT)
     stage = page.locator("#stage")
-    stage.get_by_role("button", name="Python").click()
-    code = page.evaluate("navigator.clipboard.readText()")
-    compile(code, "copied", "exec")
-    assert 'prompt="it\'s a \\"still\\" picture"' in code
-    assert f'base_url="{server.url}/v1"' in code
-    buttons = stage.locator(".actions", has_text="Copy as").get_by_role("button")
-    buttons.nth(1).click()
-    expect(buttons.nth(1)).to_have_text("Copied")
-    command = shlex.split(page.evaluate("navigator.clipboard.readText()").splitlines()[0])
-    assert command[:2] == ["curl", f"{server.url}/v1/videos"]
-    again = server.http.post("/v1/videos", content=command[-1], headers={"Content-Type": "application/json"}).json()
-    assert again["prompt"] == 'it\'s a "still" picture'
-    server.http.delete(f"/v1/videos/{again['id']}")
     stage.get_by_role("button", name="Another seed").click()
     expect(stage.get_by_role("button", name="Another seed")).to_be_hidden()
     expect(stage.get_by_role("button", name="Another seed")).to_be_visible(timeout=WAIT)
     newest, *_, oldest = server.http.get("/v1/videos", params={"search": "still"}).json()["data"]
     assert newest["seed"] != oldest["seed"]
     assert newest["frames"] == oldest["frames"] == 1
+
+
+@pytest.mark.parametrize("kind", ["image", "clip"])
+def test_the_copied_programs_make_it_again(open_tab: Any, server: ServerProcess, tmp_path: Path, kind: str) -> None:
+    tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
+    page = tab.page
+    prompt = f'it\'s a "copied" {kind} \\ $HOME "status":"failed"'
+    page.get_by_text(kind.capitalize(), exact=True).click()
+    tab.generate(prompt, steps=2)
+    stage = page.locator("#stage")
+    for label, command in (("Python", [sys.executable, "-c"]), ("curl", ["sh", "-c"])):
+        stage.get_by_role("button", name=label).click(timeout=WAIT)
+        expect(stage.get_by_role("button", name="Copied")).to_be_visible()
+        code = page.evaluate("navigator.clipboard.readText()")
+        place = tmp_path / label
+        place.mkdir()
+        subprocess.run([*command, code], cwd=place, check=True, timeout=100)
+        (saved,) = place.iterdir()
+        start = saved.read_bytes()[:12]
+        assert (saved.name, start[:4]) == ("image.png", b"\x89PNG") or (saved.name, start[4:8]) == ("clip.mp4", b"ftyp")
+        assert saved.name == ("image.png" if kind == "image" else "clip.mp4")
+    found = server.http.get("/v1/videos", params={"search": f'"copied" {kind}'}).json()["data"]
+    told_apart = ("id", "created_at", "started_at", "completed_at", "expires_at")
+    first, *others = [{name: video[name] for name in video if name not in told_apart} for video in found]
+    assert others == [first, first]
+    assert first["prompt"] == prompt
+
+
+def test_a_copied_curl_program_says_what_went_wrong(open_tab: Any, tmp_path: Path) -> None:
+    tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
+    tab.generate("to be refused", steps=2)
+    tab.page.locator("#stage").get_by_role("button", name="curl").click(timeout=WAIT)
+    code = tab.page.evaluate("navigator.clipboard.readText()").replace('"steps":2', '"steps":0')
+    ended = subprocess.run(["sh", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert "steps: Input should be greater than or equal to 1" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_taken_is_shown_though_the_second_was_refused(open_tab: Any, server: ServerProcess) -> None:
+    tab = open_tab()
+    page = tab.page
+    seen: list[Route] = []
+    refusal = {"error": {"message": "the queue is full"}}
+
+    def answer(route: Route) -> None:
+        seen.append(route)
+        if len(seen) == 1:
+            route.continue_()
+        else:
+            route.fulfill(status=429, headers={"Retry-After": "7"}, json=refusal)
+
+    page.route(re.compile("/v1/videos$"), answer)
+    page.get_by_label("Compare two settings").check()
+    tab.generate("half of two", steps=400)
+    expect(page.locator("#stage").get_by_role("button", name="Cancel")).to_have_count(1, timeout=WAIT)
+    expect(page.locator("#problem")).to_have_text("The second was not taken: the queue is full; try again in 7 s")
+    page.locator("#stage").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#stage").get_by_text("Cancelled")).to_be_visible(timeout=WAIT)
+    tab.forgive(429)
+
+
+def test_a_double_enter_makes_one_job(open_tab: Any, server: ServerProcess) -> None:
+    tab = open_tab()
+    tab.page.get_by_label("What should be seen?").fill("entered twice")
+    disabled = tab.page.evaluate(
+        """() => {
+          const form = document.getElementById("compose");
+          form.requestSubmit();
+          form.requestSubmit();
+          return form.querySelector("[type=submit]").disabled;
+        }"""
+    )
+    assert disabled
+    expect(tab.page.locator("#stage video")).to_be_visible(timeout=WAIT)
+    expect(tab.page.get_by_role("button", name="Generate")).to_be_enabled()
+    assert len(server.http.get("/v1/videos", params={"search": "entered twice"}).json()["data"]) == 1
+
+
+def test_more_of_the_gallery_stays_open_and_goes_on(open_tab: Any, server: ServerProcess) -> None:
+    many = [server.create(prompt=f"many {number}", steps=1, frames=1)["id"] for number in range(50)]
+    for video_id in many:
+        server.wait(video_id, is_done)
+    tab = open_tab()
+    page = tab.page
+    page.get_by_label("Search the gallery").fill("many")
+    tiles = page.locator("#tiles li")
+    expect(tiles).to_have_count(24)
+    page.get_by_role("button", name="More").click()
+    expect(tiles).to_have_count(48)
+    expect(tiles.nth(24).get_by_role("button")).to_be_focused()
+    tiles.nth(40).get_by_role("button").click()
+    page.locator("#viewer").get_by_role("button", name="Delete").click()
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(tiles.filter(has_text=re.compile("^many 9$"))).to_have_count(0)
+    expect(tiles).to_have_count(48)
+    late = server.create(prompt="many late", steps=60, frames=1)["id"]
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(tiles.first).to_contain_text("many late")
+    expect(tiles).to_have_count(48)
+    expect(tiles.first.locator("img")).to_be_visible(timeout=WAIT)  # by itself
+    expect(tiles).to_have_count(48)
+    page.route(re.compile(r"/v1/videos\?"), lambda route: route.abort())
+    page.get_by_role("button", name="More").click()
+    expect(page.locator("#gallery-problem")).to_be_visible()
+    assert all("ERR_FAILED" in problem for problem in tab.problems)
+    tab.problems.clear()
+    for video_id in [*many, late]:
+        server.http.delete(f"/v1/videos/{video_id}")
+
+
+def test_what_was_deleted_elsewhere_is_said(open_tab: Any, server: ServerProcess) -> None:
+    tab = open_tab()
+    page = tab.page
+    page.get_by_label("Search the gallery").fill("elsewhere")
+    tiles = page.locator("#tiles li")
+    said = page.locator("#gallery-problem")
+
+    def make() -> str:
+        video_id: str = server.create(prompt="elsewhere", steps=1, frames=1)["id"]
+        server.wait(video_id, is_done)
+        page.evaluate("window.dispatchEvent(new Event('focus'))")
+        expect(tiles.locator("img")).to_have_count(1)
+        return video_id
+
+    server.http.delete(f"/v1/videos/{make()}")
+    tiles.get_by_role("button").click()
+    expect(said).to_have_text("It was deleted elsewhere.")
+    expect(tiles).to_have_count(0)
+    second = make()
+    tiles.get_by_role("button").click()
+    expect(said).to_be_hidden()
+    server.http.delete(f"/v1/videos/{second}")
+    page.locator("#viewer").get_by_role("button", name="Delete").click()
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(said).to_have_text("It was deleted before.")
+    expect(tiles).to_have_count(0)
+    tab.forgive(404)
+    tab.generate("elsewhere", steps=400)
+    expect(page.locator("#stage").get_by_role("button", name="Cancel")).to_be_visible()
+    (video,) = server.http.get("/v1/videos", params={"search": "elsewhere"}).json()["data"]
+    server.http.delete(f"/v1/videos/{video['id']}")
+    expect(page.locator("#stage").get_by_text("Cancelled")).to_be_visible(timeout=WAIT)
+
+
+def fail_all(page: Page) -> None:
+    """Jobs look as if they had failed: of a healthy model none does."""
+
+    def failed(video: dict[str, Any]) -> dict[str, Any]:
+        return {**video, "status": "failed", "error": {"code": "generation_failed", "message": "out of memory"}}
+
+    def answer(route: Route) -> None:
+        found = route.fetch().json()
+        route.fulfill(json={**found, "data": list(map(failed, found["data"]))} if "data" in found else failed(found))
+
+    page.route(
+        re.compile(r"/v1/videos(\?.*|/[^/]+)$"),
+        lambda route: route.fallback() if route.request.method != "GET" else answer(route),
+    )
+
+
+def test_a_failed_job_can_be_tried_again_and_deleted(open_tab: Any, server: ServerProcess) -> None:
+    video_id = server.create(prompt="failing", steps=1, frames=1)["id"]
+    server.wait(video_id, is_done)
+    tab = open_tab()
+    page = tab.page
+    page.get_by_label("Search the gallery").fill("failing")
+    expect(page.locator("#tiles li")).to_have_count(1)
+    fail_all(page)
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    tile = page.locator("#tiles li").filter(has_text="Failed")
+    viewer = page.locator("#viewer")
+    tile.get_by_role("button").click()
+    expect(viewer.get_by_text("out of memory")).to_be_visible()
+    viewer.get_by_role("button", name="Use settings").click()
+    expect(page.get_by_label("What should be seen?")).to_have_value("failing")
+    tile.get_by_role("button").click()
+    expect(viewer.get_by_role("button", name="Another seed")).to_be_visible()
+    viewer.get_by_role("button", name="Delete").click()
+    expect(page.locator("#tiles li")).to_have_count(0)
+    assert server.http.get(f"/v1/videos/{video_id}").status_code == 404
+
+
+def count_streams(page: Page) -> dict[str, set[Any]]:
+    """The streams that the page asked for, and those that are held now."""
+    counts: dict[str, set[Any]] = {"asked": set(), "held": set()}
+
+    def begin(request: Any) -> None:
+        if request.url.endswith("/events"):
+            counts["asked"].add(request)
+            counts["held"].add(request)
+
+    page.on("request", begin)
+    for end in ("requestfinished", "requestfailed"):
+        page.on(end, lambda request: counts["held"].discard(request))
+    return counts
+
+
+def test_streams_are_let_go_when_hidden_and_with_two_cards(open_tab: Any, server: ServerProcess) -> None:
+    """A browser has six connections to a server: eight jobs that wait in four tabs would take them all."""
+    tab = open_tab()
+    page = tab.page
+    counts = count_streams(page)
+    tab.generate("one is streamed", steps=400)
+    cancel = page.locator("#stage").get_by_role("button", name="Cancel")
+    expect(cancel).to_have_count(1)
+    page.wait_for_timeout(2500)
+    assert (len(counts["asked"]), len(counts["held"])) == (1, 1)
+    page.evaluate(
+        """() => {
+          Object.defineProperty(document, "hidden", { get: () => true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+    )
+    page.wait_for_timeout(3500)
+    assert len(counts["asked"]) > 2
+    cancel.click()
+    expect(page.locator("#stage").get_by_text("Cancelled")).to_be_visible(timeout=WAIT)
+
+    other = open_tab()
+    counts = count_streams(other.page)
+    other.page.get_by_label("Compare two settings").check()
+    other.generate("two take turns", steps=400)
+    cancel = other.page.locator("#stage").get_by_role("button", name="Cancel")
+    expect(cancel).to_have_count(2)
+    expect(other.page.locator("#stage").get_by_alt_text("Preview")).to_be_visible(timeout=WAIT)
+    other.page.wait_for_timeout(3500)
+    assert len(counts["asked"]) > 4
+    for _ in range(2):
+        cancel.first.click()
+        expect(cancel.filter(has_not=other.page.locator(":disabled"))).not_to_have_count(2)
+    expect(other.page.locator("#stage").get_by_text("Cancelled")).to_have_count(2, timeout=WAIT)
+    other.page.wait_for_timeout(500)
+    assert not counts["held"]
 
 
 def test_the_keyboard_is_enough(open_tab: Any) -> None:
@@ -258,6 +433,8 @@ def test_with_api_keys(browser: Browser, tmp_path: Path, request: pytest.Fixture
     page = context.new_page()
     page.goto(server.url)
     dialog = page.locator("#key")
+    expect(dialog).to_be_visible()
+    check_page(page, "page-key")
     for key in ("wrong", "secret-one"):
         expect(dialog).to_be_visible()
         dialog.get_by_label("API key").fill(key)
@@ -274,35 +451,83 @@ def test_with_api_keys(browser: Browser, tmp_path: Path, request: pytest.Fixture
     with page.expect_download() as started:
         page.get_by_role("link", name="Download as PNG").first.click()
     assert Path(started.value.path()).read_bytes().startswith(b"\x89PNG")
-    expect(page.locator("#tiles img")).to_have_attribute("src", re.compile("^blob:"))
+    picture = page.locator("#tiles img")
+    expect(picture).to_have_attribute("src", re.compile("^blob:"))
+    still = picture.get_attribute("src") or ""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(3):
+        page.locator("#tiles button").hover()
+        expect(picture).not_to_have_attribute("src", still)
+        page.locator("h1").hover()
+        expect(picture).to_have_attribute("src", still)
+    assert len([url for url in asked if url.endswith("variant=webp")]) == 1
+    assert not [url for url in asked if url.endswith("variant=thumbnail")]
     page.reload()  # the key lives as long as the tab
     expect(page.locator("#tiles li")).to_have_count(1)
+    expect(picture).to_have_attribute("src", re.compile("^blob:"))
+    address = picture.get_attribute("src")
+    shows = """url => new Promise((done) => {
+      Object.assign(new Image(), { src: url, onload: () => done(true), onerror: () => done(false) });
+    })"""
+    assert page.evaluate(shows, address)
+    page.locator("#tiles button").click()
+    page.locator("#viewer").get_by_role("button", name="Delete").click()
+    expect(page.locator("#tiles li")).to_have_count(0)
+    assert not page.evaluate(shows, address)
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
-def test_names_contrast_width_and_paint(open_tab: Any, scheme: str, width: int) -> None:
-    tab = open_tab(color_scheme=scheme, viewport={"width": width, "height": 800})
+def test_every_state_is_accessible_in_light_and_dark_narrow_and_wide(open_tab: Any, server: ServerProcess) -> None:
+    tab = open_tab(viewport={"width": 1000, "height": 800})
     page = tab.page
+    stage, viewer = page.locator("#stage"), page.locator("#viewer")
+    check_page(page, "page-start")
     page.get_by_label("Compare two settings").check()
-    tab.generate("a very long sentence without an end " * 5, steps=2)
-    expect(page.locator("#stage video").nth(1)).to_be_visible(timeout=WAIT)
-
-    def check() -> None:
-        assert page.evaluate(NAMELESS) == []
-        assert page.evaluate(CONTRAST) == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-    check()
+    tab.generate("a very long sentence without an end " * 5, steps=400)
+    expect(stage.get_by_alt_text("Preview")).to_be_visible(timeout=WAIT)
+    check_page(page, "page-making")
+    for _ in range(2):
+        stage.get_by_role("button", name="Cancel").first.click()
+        expect(stage.get_by_role("button", name="Cancel").and_(page.locator(":enabled"))).not_to_have_count(2)
+    expect(stage.get_by_text("Cancelled")).to_have_count(2, timeout=WAIT)
+    check_page(page, "page-cancelled")
+    tab.generate("two side by side", steps=2)
+    expect(stage.locator("video")).to_have_count(2, timeout=WAIT)
+    check_page(page, "page-compared")
+    page.get_by_label("Compare two settings").uncheck()
+    tab.generate("one alone", steps=2)
+    expect(stage.locator("video")).to_have_count(1, timeout=WAIT)
+    expect(page.locator("#tiles li", has_text="one alone").locator("img")).to_be_visible()
+    check_page(page, "page-done")
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()); }")
+    stage.get_by_role("button", name="curl").click()
+    expect(page.locator("#copy")).to_be_visible()
+    check_page(page, "page-copy")
+    page.locator("#copy").get_by_role("button", name="Close").click()
     page.locator("#tiles button").first.click()
-    expect(page.locator("#viewer video")).to_be_visible()
-    check()
-    page.reload()
-    page.locator("body[data-ready]").wait_for()
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert paint < 1000
+    expect(viewer.locator("video")).to_be_visible()
+    check_page(page, "page-viewer")
+    viewer.get_by_role("button", name="Close").click()
+    page.get_by_label("What should be seen?").evaluate("node => node.removeAttribute('maxlength')")
+    tab.generate("x" * 1001)
+    expect(page.locator("#problem")).to_be_visible()
+    check_page(page, "page-refused")
+    tab.forgive(400)
+    fail_all(page)
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(page.locator("#tiles li").filter(has_text="Failed").first).to_be_visible()
+    page.locator("#tiles button").first.click()
+    expect(viewer.get_by_text("out of memory")).to_be_visible()
+    check_page(page, "page-failed")
+
+
+def test_the_page_of_the_api_is_accessible(open_tab: Any) -> None:
+    page = open_tab().page
     page.goto(page.url + "docs")
     expect(page.get_by_role("heading", name="POST /v1/videos")).to_be_visible()
-    assert page.evaluate(CONTRAST) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_page(page, "page-api")
+
+
+def test_the_first_paint_is_within_a_second(browser: Browser, server: ServerProcess) -> None:
+    assert first_paint_ms(browser, server.url) < 1000

@@ -62,11 +62,11 @@ Make = Callable[..., Store]
 
 @pytest.fixture
 def make(tmp_path: Path, clock: Clock) -> Any:
-    """A study of so many pairs of two systems, `a` and `b`."""
+    """A study of so many pairs of two systems, `a` and `b`; of `spare` sentences `a` alone has a clip."""
     stores: list[Store] = []
 
-    def create(pairs: int = 6, **settings: Any) -> Store:
-        systems = {name: sources(tmp_path / "clips", name, pairs) for name in ("a", "b")}
+    def create(pairs: int = 6, spare: int = 0, **settings: Any) -> Store:
+        systems = {name: sources(tmp_path / "clips", name, pairs + more) for name, more in (("a", spare), ("b", 0))}
         create_study(tmp_path / "study", systems, CopyWriter(), StudySettings(**settings))
         stores.append(Store(tmp_path / "study", clock))
         return stores[-1]

@@ -61,6 +61,24 @@ def test_a_study_from_consent_to_code(client: TestClient) -> None:
     assert re.fullmatch("[0-9A-F]{10}", code)
 
 
+def test_the_code_comes_with_a_link_that_hands_it_in(make: Make) -> None:
+    link = "https://crowd.example/done?cc={code}"
+    store = make(1, checks_per_rater=0, raters_per_pair=1, completion_url=link, full_code="NONE LEFT")
+    with connect(store) as client:
+        one, late = join(client), join(client)
+        for headers in (one, late):
+            for side in ("left", "right"):
+                client.post("/api/training", json=both(side), headers=headers)
+        state = client.get("/api/state", headers=one).json()
+        assert (state["status"], state["code"], state["link"]) == ("rate", None, None)
+        client.put("/api/items/1", json=both("left"), headers=one)
+        state = client.post("/api/finish", headers=one).json()
+        assert state["link"] == link.replace("{code}", state["code"])
+        state = client.get("/api/state", headers=late).json()
+        assert (state["status"], state["code"]) == ("full", "NONE LEFT")
+        assert state["link"] == "https://crowd.example/done?cc=NONE%20LEFT"
+
+
 def test_nothing_that_is_sent_names_a_system(client: TestClient) -> None:
     headers = join(client)
     client.post("/api/training", json=both("left"), headers=headers)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browsing import check_page, chromium, first_paint_ms, watch
+from playwright.sync_api import Browser, Page, expect
 
 from latent_shift.media import write_video
 from latent_shift.study import Store, read_report
@@ -23,10 +22,8 @@ from .conftest import StudyProcess
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 WAIT = 60_000
-PAIRS, RATERS = 12, 5
+PAIRS, RATERS, SPARE = 12, 5, 3
 
 # What a canvas shows: how blue its middle is, and at how many places neighbouring pixels of a row differ much.
 LOOK = """(id) => {
@@ -39,48 +36,17 @@ LOOK = """(id) => {
   }
   return { blue: at(width >> 1, height >> 1, 2), jumps };
 }"""
-# The contrast of every text with what is behind it (WCAG 2.1, relative luminance), as the browser draws it.
-CONTRAST = """() => {
-  const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const numbers = (color) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = color;
-    context.fillRect(0, 0, 1, 1);
-    return [...context.getImageData(0, 0, 1, 1).data];
-  };
-  const light = (color) => {
-    const [r, g, b] = color.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const color = numbers(getComputedStyle(at).backgroundColor);
-      if (color[3] === 255) return color;
-    }
-    return [255, 255, 255, 255];
-  };
-  return [...document.querySelectorAll("body *")].flatMap((node) => {
-    const texts = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!texts || !node.checkVisibility() || node.closest(".hidden, noscript")) return [];
-    const [front, back] = [light(numbers(getComputedStyle(node).color)), light(behind(node))];
-    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    return ratio < 4.5 ? [`${node.tagName} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`] : [];
-  });
-}"""
-# Everything that takes input or shows a picture, and has no name for a screen reader.
-NAMELESS = """() => [...document.querySelectorAll("button, input, a, progress, canvas, fieldset, summary")]
-  .filter((node) => node.checkVisibility())
-  .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim()
-    || [...(node.labels ?? [])].some((label) => label.textContent.trim())))
-  .map((node) => node.outerHTML.slice(0, 100))"""
 
 
 def write_systems(folder: Path) -> list[Path]:
-    """Two systems of the same moving ramp: the middle of one is blue, of the other not. Formats differ."""
+    """Two systems of the same moving ramp: the middle of one is blue, of the other not. Formats differ.
+
+    The first has some more, for the checks.
+    """
     places = [folder / "bluish", folder / "plain"]
-    for place, blue, suffix in zip(places, (220, 30), ("webp", "mp4"), strict=True):
+    for place, blue, suffix, more in zip(places, (220, 30), ("webp", "mp4"), (SPARE, 0), strict=True):
         place.mkdir()
-        for number in range(PAIRS):
+        for number in range(PAIRS + more):
             ramp = np.linspace(0, 230, 96, dtype=np.uint8)
             frames = np.zeros((6, 96, 96, 3), np.uint8)
             for index in range(6):
@@ -92,12 +58,8 @@ def write_systems(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: install it, or name one in CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -123,14 +85,7 @@ class Rater:
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
-        self.problems: list[str] = []
-        host = re.sub(r"(://[^/]+).*", r"\1", url)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.page.on(
-            "request",
-            lambda request: None if request.url.startswith(host) else self.problems.append(request.url),
-        )
+        self.problems = watch(self.page, re.sub(r"(://[^/]+).*", r"\1", url))
         self.open(url)
 
     def open(self, url: str) -> None:
@@ -317,6 +272,61 @@ def test_keyboard_back_and_resume_by_link(browser: Browser, serve: Any) -> None:
     again.close()
 
 
+def test_space_chooses_an_answer_that_has_the_focus_and_pauses_elsewhere(browser: Browser, serve: Any) -> None:
+    server = serve()
+    rater = Rater(browser, server.url)
+    rater.consent()
+    page = rater.page
+    pause = page.locator("#pause")
+    page.keyboard.press("Space")
+    expect(pause).to_have_text("Play")
+    page.keyboard.press("ArrowLeft")  # answers the first question and goes to the second
+    page.keyboard.press("Space")
+    expect(pause).to_have_text("Pause")
+    expect(page.locator("#faithfulness input:checked")).to_have_count(0)
+    page.locator("#faithfulness input[value=right]").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#faithfulness input:checked")).to_have_value("right")
+    expect(pause).to_have_text("Pause")
+    rater.close()
+
+
+def test_several_workers_in_one_browser_are_several_raters(browser: Browser, serve: Any) -> None:
+    server = serve("pairs_per_rater=2", "checks_per_rater=0", "completion_url=https://crowd.example/?cc={code}")
+    rater = Rater(browser, f"{server.url}/?worker=one")
+    rater.consent()
+    rater.train()
+    while rater.is_rating():
+        rater.answer("left", "right")
+    rater.page.get_by_role("button", name="Finish").last.click()
+    code = rater.page.locator("#code")
+    expect(code).to_have_text(re.compile("^[0-9A-F]{10}$"), timeout=WAIT)
+    first = code.inner_text()
+    expect(rater.page.get_by_role("link", name="Hand it in")).to_have_attribute(
+        "href", f"https://crowd.example/?cc={first}"
+    )
+    somebody = rater.page.get_by_role("button", name="Begin as somebody else")
+    expect(somebody).to_be_hidden()
+    rater.open(f"{server.url}/?worker=two")
+    expect(code).to_be_hidden()
+    rater.consent()
+    expect(rater.page.locator("#count")).to_have_text("0 of 2")
+    rater.open(f"{server.url}/?worker=one")
+    expect(code).to_have_text(first)
+    rater.open(server.url)
+    rater.consent()
+    token = rater.page.url
+    rater.page.on("dialog", lambda dialog: dialog.accept())
+    somebody.click()
+    expect(rater.page.get_by_role("button", name="Begin", exact=True)).to_be_visible()
+    rater.consent()
+    assert rater.page.url != token
+    store = Store(server.folder)
+    assert [one.worker for one in store.raters()] == ["one", "two", None, None]
+    store.close()
+    rater.close()
+
+
 def test_what_is_refused_is_said(browser: Browser, serve: Any) -> None:
     server = serve()
     for url, message in ((f"{server.url}/#nobody", "belongs to nobody"), (f"{server.url}/?worker=a%20b", "worker:")):
@@ -332,7 +342,7 @@ def test_what_is_refused_is_said(browser: Browser, serve: Any) -> None:
 
 
 def test_others_at_the_last_pairs_are_waited_for(browser: Browser, serve: Any) -> None:
-    server = serve("raters_per_pair=1", f"pairs_per_rater={PAIRS}", "checks_per_rater=0")
+    server = serve("raters_per_pair=1", f"pairs_per_rater={PAIRS}", "checks_per_rater=0", "full_code=TOO-LATE")
     store = Store(server.folder)
     tokens = [store.join() for _ in range(PAIRS)]
     both = [{"quality": side, "faithfulness": side} for side in ("left", "right")]
@@ -342,39 +352,44 @@ def test_others_at_the_last_pairs_are_waited_for(browser: Browser, serve: Any) -
     rater.train()
     expect(rater.page.get_by_role("heading", name="Others are at work")).to_be_visible()
     expect(rater.page.get_by_role("button", name="Finish now")).to_be_hidden()
+    expect(rater.page.locator("#code")).to_have_text("TOO-LATE")
+    check_page(rater.page, "study-wait")
     for token, state in states:
         assert state.item is not None
         store.answer(token, state.item.position, both[0])
     store.close()
     expect(rater.page.get_by_role("heading", name="Nothing is left to rate")).to_be_visible(timeout=WAIT)
+    expect(rater.page.locator("#code")).to_have_text("TOO-LATE")
+    check_page(rater.page, "study-full")
     rater.close()
 
 
-def test_names_contrast_and_width(browser: Browser, serve: Any, tmp_path: Path) -> None:
-    server = serve("allow_ties=true", "pairs_per_rater=2", "checks_per_rater=0", f"title={'a long title ' * 9}")
+def test_every_state_is_accessible_in_light_and_dark_narrow_and_wide(
+    browser: Browser, serve: Any, tmp_path: Path
+) -> None:
+    title = f"title={'a long title ' * 9}"
+    link = "completion_url=https://crowd.example/?cc={code}"
+    server = serve("allow_ties=true", "pairs_per_rater=2", "checks_per_rater=0", title, link)
+    assert first_paint_ms(browser, server.url) < 1000
     rater = Rater(browser, server.url)
-
-    def check(page: Page = rater.page) -> None:
-        """In light and dark, narrow and wide."""
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert page.evaluate(CONTRAST) == []
-        for width in (360, 1200):
-            page.set_viewport_size({"width": width, "height": 800})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(NAMELESS) == []
-
-    check()
+    check_page(rater.page, "study-welcome")
     rater.consent()
-    check()
+    check_page(rater.page, "study-example")
+    rater.page.keyboard.press("ArrowDown")
+    rater.page.keyboard.press("ArrowDown")
+    rater.page.keyboard.press("Enter")
+    expect(rater.page.get_by_role("alert")).to_contain_text("Look again")
+    check_page(rater.page, "study-look-again")
     rater.train()
+    rater.page.locator("summary").click()
+    rater.page.keyboard.press("ArrowLeft")
+    check_page(rater.page, "study-rating")
     while rater.is_rating():
-        check()
-        rater.answer("left", "right")
-    check()
+        rater.answer("left", "same")
+    check_page(rater.page, "study-ready")
     rater.page.get_by_role("button", name="Finish").last.click()
     expect(rater.page.locator("#code")).to_be_visible(timeout=WAIT)
-    check()
+    check_page(rater.page, "study-finished")
     rater.close()
     command = ["report", str(server.folder), "-o", str(tmp_path / "report")]
     subprocess.run([sys.executable, "-m", "latent_shift", "study", *command], check=True, stdout=subprocess.DEVNULL)
@@ -383,5 +398,5 @@ def test_names_contrast_and_width(browser: Browser, serve: Any, tmp_path: Path) 
     page.goto((tmp_path / "report" / "report.html").as_uri())
     for summary in page.locator("summary").all():
         summary.click()
-    check(page)
+    check_page(page, "study-report")
     context.close()

@@ -104,6 +104,16 @@ def test_each_with_each_or_all_with_the_baseline(tmp_path: Path) -> None:
     store.close()
 
 
+def test_checks_are_made_of_clips_that_are_in_no_pair_then_of_other_sentences(tmp_path: Path) -> None:
+    systems = {name: sources(tmp_path, name, count) for name, count in (("a", 5), ("b", 3))}
+    create_study(tmp_path / "study", systems, CopyWriter(), StudySettings(checks_per_rater=3))
+    store = Store(tmp_path / "study")
+    checks = [pair.prompt for pair in store.pairs() if pair.kind == "check"]
+    store.close()
+    assert checks[0] in ("sentence 3", "sentence 4")  # the other one is the example
+    assert len(set(checks)) == 3
+
+
 def test_files_and_addresses_say_nothing(tmp_path: Path) -> None:
     systems = {name: sources(tmp_path, name, 5) for name in ("ours", "theirs")}
     create_study(tmp_path / "study", systems, CopyWriter(), StudySettings())

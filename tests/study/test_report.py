@@ -50,10 +50,10 @@ def number(prompt: str) -> int:
 
 def test_majorities_ties_intervals_and_agreement(make: Make) -> None:
     """Four sentences, three raters. Quality: a, a, b and a tie of three. Faithfulness: all for b."""
-    store = make(4, raters_per_pair=3, checks_per_rater=1, allow_ties=True)
+    store = make(4, spare=2, raters_per_pair=3, checks_per_rater=1, allow_ties=True)
     quality = [["a", "a", "b", "a"], ["a", "a", "b", "b"], ["a", "b", "a", "same"]]
     for of_rater in quality:
-        rate(store, lambda prompt, _, own=of_rater: {"quality": own[number(prompt)], "faithfulness": "b"})
+        rate(store, lambda prompt, _, own=of_rater: {"quality": own[number(prompt) % 4], "faithfulness": "b"})
     report = read_report(store)
     (comparison,) = report.comparisons
     assert (comparison.first, comparison.second) == ("a", "b")
@@ -75,7 +75,7 @@ def test_majorities_ties_intervals_and_agreement(make: Make) -> None:
 
 
 def test_who_fails_the_checks_can_be_left_out(make: Make) -> None:
-    store = make(6, raters_per_pair=3, checks_per_rater=2, pairs_per_rater=6)
+    store = make(6, spare=3, raters_per_pair=3, checks_per_rater=2, pairs_per_rater=6)
     rate(store, lambda _, __: both("a"))
     for _ in range(2):
         rate(store, lambda _, is_check: both("wrong" if is_check else "b"))

@@ -184,6 +184,32 @@ def test_no_rater_sees_a_clip_in_two_pairs(tmp_path: Any, names: str, baseline: 
     store.close()
 
 
+@pytest.mark.parametrize(("names", "pairs"), [("ab", 2), ("ab", 12), ("abc", 3), ("abcd", 5)])
+def test_no_rater_sees_the_clip_of_a_check_again_and_all_pairs_fill(tmp_path: Any, names: str, pairs: int) -> None:
+    systems = {name: sources(tmp_path / "clips", name, pairs) for name in names}
+    create_study(tmp_path / "study", systems, CopyWriter(), StudySettings(raters_per_pair=2, checks_per_rater=2))
+    store = Store(tmp_path / "study")
+    real = [pair.id for pair in store.pairs() if pair.kind == "pair"]
+    tokens = []
+    while pair_votes(store).total() < 2 * len(real):
+        tokens.append(begin(store))
+        assert work(store, tokens[-1]).status == "ready"
+        assert len(tokens) <= 4 * len(names)
+    checks = {vote.rater for vote in store.votes() if vote.pair not in real}
+    assert len(checks) == len(tokens) or pairs == 2  # where all that is left would be lost, there is no check
+    for token in tokens:
+        items = [store.item(token, position + 1) for position in range(store.state(token).done)]
+        names_seen = [clip.name for item in items for clip in (item.left, item.right)]
+        assert len(names_seen) == len(set(names_seen))
+    store.close()
+
+
+def test_of_one_pair_there_is_no_check_that_would_show_its_clips(make: Make) -> None:
+    store = make(1, raters_per_pair=1, checks_per_rater=1)
+    assert work(store, begin(store)).done == 1
+    assert pair_votes(store).total() == 1
+
+
 def test_the_last_raters_meet_checks_and_know_how_many_are_left(make: Make) -> None:
     """Six pairs of one vote each: the first rater is asked about four, so the second about two; both are checked."""
     store = make(6, raters_per_pair=1, pairs_per_rater=4, checks_per_rater=2)
@@ -201,7 +227,7 @@ def test_the_last_raters_meet_checks_and_know_how_many_are_left(make: Make) -> N
 
 
 def test_checks_come_even_if_others_take_the_pairs_before_them(make: Make) -> None:
-    store = make(8, raters_per_pair=1, pairs_per_rater=8, checks_per_rater=1)
+    store = make(8, spare=2, raters_per_pair=1, pairs_per_rater=8, checks_per_rater=1)
     slow = [begin(store) for _ in range(4)]
     states = [store.state(token) for token in slow]
     work(store, begin(store))
@@ -214,7 +240,7 @@ def test_checks_come_even_if_others_take_the_pairs_before_them(make: Make) -> No
 
 
 def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make) -> None:
-    store = make(3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
+    store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
     careless = begin(store)
     state = store.state(careless)
     while state.item is not None:
@@ -234,6 +260,45 @@ def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make
     assert report.comparisons[0].complete == 3
     assert "Of the raters 1 failed the study's attention checks and do not count" in to_markdown(report)
     assert all(sum(pair.votes["quality"].values()) == 1 for pair in report.pairs)
+
+
+def test_who_fails_the_checks_and_leaves_does_not_count_once_the_lease_is_over(make: Make, clock: Clock) -> None:
+    store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
+    careless = begin(store)
+    state = store.state(careless)
+    while state.item is not None:
+        state = answer(store, careless, state, scrambled_side(store, state))
+    late = begin(store)
+    assert store.state(late).status == "full"
+    clock.now += 11 * 60  # the page is closed, nobody finished
+    assert [rater.rejected for rater in store.raters()] == [True, False]
+    assert read_report(store).comparisons[0].rated == 0
+    state = store.state(late)
+    while state.item is not None:
+        state = answer(store, late, state, "right" if scrambled_side(store, state) == "left" else "left")
+    clock.now += 11 * 60  # who passed counts, finished or not
+    assert store.finish(careless).code  # and the one who comes back gets a code, and no vote too many
+    assert [(rater.rejected, rater.finished_at is None) for rater in store.raters()] == [(True, False), (False, True)]
+    assert all(sum(pair.votes["quality"].values()) == 1 for pair in read_report(store).pairs)
+
+
+def test_who_comes_too_late_gets_the_code_for_that(make: Make) -> None:
+    store = make(1, raters_per_pair=1, checks_per_rater=0, full_code="FULL", completion_code="DONE")
+    one, late = begin(store), begin(store)
+    state = store.state(one)
+    assert (state.code, store.state(late).status, store.state(late).code) == (None, "wait", "FULL")
+    answer(store, one, state)
+    assert (store.state(late).status, store.state(late).code) == ("full", "FULL")
+    assert (store.state(one).code, store.finish(one).code) == (None, "DONE")
+
+
+def test_where_the_code_is_handed_in() -> None:
+    settings = StudySettings(completion_url="https://crowd.example/done?cc={code}")
+    assert settings.completion_link("A&B") == "https://crowd.example/done?cc=A%26B"
+    assert settings.completion_link(None) is StudySettings().completion_link("A") is None
+    for wrong in ("javascript:alert({code})", "https://crowd.example/done", "crowd.example?{code}"):
+        with pytest.raises(ValueError, match="with {code} where the code belongs"):
+            StudySettings(completion_url=wrong)
 
 
 def test_what_is_refused(make: Make) -> None:
@@ -275,7 +340,7 @@ def test_what_is_no_study(tmp_path: Any) -> None:
         Store(tmp_path)
     (tmp_path / "study.sqlite").unlink()
     sqlite3.connect(tmp_path / "study.sqlite").close()
-    with pytest.raises(DataError, match="has version 0, this program reads version 2"):
+    with pytest.raises(DataError, match="has version 0, this program reads version 3"):
         Store(tmp_path)
 
 

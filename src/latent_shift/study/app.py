@@ -106,6 +106,9 @@ class StateView(BaseModel):
     total: int
     item: ItemView | None
     code: str | None
+    """The completion code; of a rater for whom nothing is left, or who waits, `full_code`."""
+    link: str | None
+    """Where to hand in the code."""
 
 
 class Trained(BaseModel):
@@ -179,6 +182,11 @@ def _add_raters(app: FastAPI, store: Store) -> None:
 
     Token = Annotated[str, Depends(token_of)]
 
+    def view(state: State) -> StateView:
+        item = None if state.item is None else _item_view(state.item)
+        link = store.settings.completion_link(state.code)
+        return StateView(status=state.status, done=state.done, total=state.total, item=item, code=state.code, link=link)
+
     @app.post("/api/raters", status_code=201)
     def join(body: Joining) -> Joined:
         """A new rater."""
@@ -187,7 +195,7 @@ def _add_raters(app: FastAPI, store: Store) -> None:
     @app.get("/api/state")
     def get_state(token: Token) -> StateView:
         """Where the rater stands, and what to answer now."""
-        return _view(store.state(token))
+        return view(store.state(token))
 
     @app.get("/api/items/{position}")
     def get_item(position: Position, token: Token) -> ItemView:
@@ -197,7 +205,7 @@ def _add_raters(app: FastAPI, store: Store) -> None:
     @app.put("/api/items/{position}")
     def answer(position: Position, body: Answering, token: Token) -> StateView:
         """Keeps answers, or changes them."""
-        return _view(store.answer(token, position, body.model_dump()))
+        return view(store.answer(token, position, body.model_dump()))
 
     @app.post("/api/training")
     def train(body: Answering, token: Token) -> Trained:
@@ -207,12 +215,7 @@ def _add_raters(app: FastAPI, store: Store) -> None:
     @app.post("/api/finish")
     def finish(token: Token) -> StateView:
         """Ends the rater's work."""
-        return _view(store.finish(token))
-
-
-def _view(state: State) -> StateView:
-    item = None if state.item is None else _item_view(state.item)
-    return StateView(status=state.status, done=state.done, total=state.total, item=item, code=state.code)
+        return view(store.finish(token))
 
 
 def _item_view(shown: Shown) -> ItemView:

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -96,7 +97,10 @@ def create_study(
         for done, (prompt, first, second, one, other) in enumerate(wanted):
             report("clips", done, len(wanted))
             pairs.append(NewPair("pair", prompt, first, second, copies.copy(one.path), copies.copy(other.path)))
-        pairs += _checks(wanted, copies, settings, random.Random(seed))
+        spare = [source for clips in systems.values() for source in clips if source.prompt and source not in used]
+        candidates = _candidates(spare, wanted, random.Random(seed))
+        count = 1 + (max(settings.checks_per_rater, min(_MOST_CHECKS, len(wanted))) if settings.checks_per_rater else 0)
+        pairs += _checks(candidates, count, copies, settings)
         Store.create(temporary, settings, pairs)
     report("clips", len(wanted), len(wanted))
     return len(wanted), unpaired
@@ -128,24 +132,35 @@ class _Copies:
         return clip
 
 
+def _candidates(
+    spare: Sequence[Source], wanted: Sequence[tuple[str, str, str, Source, Source]], draw: random.Random
+) -> list[tuple[str, Path]]:
+    """Clips to make checks of: in no pair first, since a clip is shown once to a rater; then one of each sentence."""
+    alone = sorted({(source.prompt or "", source.path) for source in spare})
+    paired = sorted({(prompt, source.path) for prompt, _, _, *clips in wanted for source in clips})
+    draw.shuffle(alone)
+    draw.shuffle(paired)
+    met: Counter[str] = Counter()
+    rounds = []
+    for prompt, path in paired:
+        rounds.append((met[prompt], prompt, path))
+        met[prompt] += 1
+    return alone + [(prompt, path) for _, prompt, path in sorted(rounds, key=lambda one: one[0])]
+
+
 def _checks(
-    wanted: Sequence[tuple[str, str, str, Source, Source]],
-    copies: _Copies,
-    settings: StudySettings,
-    draw: random.Random,
+    candidates: Sequence[tuple[str, Path]], count: int, copies: _Copies, settings: StudySettings
 ) -> list[NewPair]:
     """The training example and the attention checks: a clip beside the same clip with its tiles shuffled."""
-    candidates = [(prompt, source.path) for prompt, _, _, *sources in wanted for source in sources]
-    count = 1 + (max(settings.checks_per_rater, min(_MOST_CHECKS, len(wanted))) if settings.checks_per_rater else 0)
     made: list[NewPair] = []
-    for prompt, path in draw.sample(sorted(set(candidates)), len(set(candidates))):
+    for prompt, path in candidates:
         scrambled = copies.scramble(path) if len(made) < count else None
         if scrambled is not None:
             made.append(
                 NewPair("check" if made else "training", prompt, "whole", "scrambled", copies.copy(path), scrambled)
             )
     if not made:
-        raise InputError("folders", len(wanted), "hold a clip that can be told from a scrambled copy")
+        raise InputError("folders", len(candidates), "hold a clip that can be told from a scrambled copy")
     if len(made) <= settings.checks_per_rater:
         expected = f"be at most {len(made) - 1}: so many of the clips can be told from a scrambled copy"
         raise InputError("checks_per_rater", settings.checks_per_rater, expected)

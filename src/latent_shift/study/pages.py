@@ -162,8 +162,8 @@ def _details(title: str, heads: list[str], rows: list[list[str]]) -> str:
         for row in rows
     )
     return (
-        f'<section><details><summary>{title} ({len(rows)})</summary><div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div></details></section>"
+        f'<section><details><summary>{title} ({len(rows)})</summary><div class="scroll" tabindex="0"><table><thead>'
+        f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details></section>"
     )
 
 

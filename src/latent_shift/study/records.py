@@ -90,7 +90,7 @@ class State:
         done: pairs and checks answered.
         total: of how many.
         item: what to answer now, where there is something.
-        code: the completion code, once finished.
+        code: the completion code, once finished; `full_code` where nothing was done and there is nothing to do.
     """
 
     status: Status
@@ -132,4 +132,4 @@ class Rater:
     joined_at: float
     finished_at: float | None
     rejected: bool
-    """Finished, and failed the attention checks."""
+    """Finished or left, and failed the attention checks."""

@@ -5,8 +5,9 @@ A pair that is shown to a rater is leased to it: a row of `assignments` without 
 first. An answer that comes after its lease ran out is taken if there is still room. So a pair never gets a vote too
 many, however many raters arrive at once and however many leave half-way, and a report can be read at any moment.
 
-Nobody is given two pairs with a clip in common: whoever sees a clip again knows which system is compared with all.
-Votes of raters who finished and had failed their attention checks do not count; their pairs are given out again.
+Nobody is given two pairs or checks with a clip in common: whoever sees a clip again knows which system is compared with
+all. So the checks of a rater are drawn when it joins, and pairs with their clips are kept from it. Votes of raters who
+failed their attention checks, and finished or let their lease run out, do not count; others are given their pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .settings import QUESTIONS, StudySettings
 CLIPS_FOLDER = "clips"
 DATABASE = "study.sqlite"
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE study (settings TEXT NOT NULL);
 CREATE TABLE clips (
@@ -52,7 +53,7 @@ CREATE TABLE raters (
     token TEXT NOT NULL UNIQUE,
     worker TEXT UNIQUE,
     code TEXT NOT NULL,
-    checks_after TEXT NOT NULL,
+    checks TEXT NOT NULL, checks_after TEXT NOT NULL,
     joined_at REAL NOT NULL, trained_at REAL, finished_at REAL,
     rejected INTEGER NOT NULL DEFAULT 0
 );
@@ -73,11 +74,23 @@ _COUNTED = "SELECT count(*) FROM assignments JOIN raters ON raters.id = rater WH
 _VOTES = f"({_COUNTED} AND answered_at IS NOT NULL)"
 # Votes and live leases of a pair, but for those of one rater.
 _TAKEN = f"({_COUNTED} AND rater != :rater AND (answered_at IS NOT NULL OR leased_until > :now))"
-_NEW_CHECK = "NOT EXISTS (SELECT 1 FROM assignments WHERE pair = pairs.id AND rater = :rater)"
+# Pairs without a clip of what a rater saw, or of the checks that it will meet.
 _NEW_PAIR = (
-    "NOT EXISTS (SELECT 1 FROM assignments JOIN pairs AS seen ON seen.id = pair WHERE rater = :rater "
-    "AND seen.kind = 'pair' AND (seen.first_clip IN (pairs.first_clip, pairs.second_clip) "
+    "NOT EXISTS (SELECT 1 FROM pairs AS seen WHERE seen.id IN "
+    "(SELECT pair FROM assignments WHERE rater = :rater UNION ALL SELECT value FROM json_each(:checks)) "
+    "AND (seen.first_clip IN (pairs.first_clip, pairs.second_clip) "
     "OR seen.second_clip IN (pairs.first_clip, pairs.second_clip)))"
+)
+# The checks, and how many pairs, and of these how many that need votes, are kept from a rater who meets them.
+_CHECK_COSTS = (
+    f"SELECT checks.id, count(pairs.id) AS pairs, sum(pairs.id IS NOT NULL AND {_VOTES} < :most) AS needed "
+    "FROM pairs AS checks LEFT JOIN pairs ON pairs.kind = 'pair' AND checks.first_clip IN (pairs.first_clip, "
+    "pairs.second_clip) WHERE checks.kind = 'check' GROUP BY checks.id ORDER BY needed, pairs, random()"
+)
+_PASSED = " AND ".join(f"{question} = 'first'" for question in QUESTIONS)
+_CHECKS_MET = (
+    "FROM assignments JOIN pairs ON pairs.id = pair "
+    "WHERE rater = raters.id AND kind = 'check' AND answered_at IS NOT NULL"
 )
 
 
@@ -178,14 +191,17 @@ class Store:
             ConflictError: this worker has begun before.
         """
         token, code = secrets.token_urlsafe(24), secrets.token_hex(5).upper()
-        checks = min(self.settings.checks_per_rater, self.quota)
         with self._transaction() as database:
-            expected = max(checks, min(self.quota, self._count_left(database, None, _TAKEN)))
-            after = sorted(random.SystemRandom().sample(range(1, expected + 1), checks))
+            checks = self._draw_checks(database)
+            ids = json.dumps(checks)
+            expected = max(len(checks), min(self.quota, self._count_left(database, 0, ids, _TAKEN)))
+            after = json.dumps(sorted(random.SystemRandom().sample(range(1, expected + 1), len(checks))))
+            code = self.settings.completion_code or code
             try:
                 database.execute(
-                    "INSERT INTO raters (token, worker, code, checks_after, joined_at) VALUES (?, ?, ?, ?, ?)",
-                    (_digest(token), worker, self.settings.completion_code or code, json.dumps(after), self._clock()),
+                    "INSERT INTO raters (token, worker, code, checks, checks_after, joined_at) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (_digest(token), worker, code, ids, after, self._clock()),
                 )
             except sqlite3.IntegrityError as error:
                 raise ConflictError("this worker has begun already; open the link that you were given then") from error
@@ -268,10 +284,7 @@ class Store:
             if state.status != "finished":
                 if state.status != "ready" and not (state.status == "wait" and state.done):
                     raise ConflictError("there is something left to do before the end")
-                database.execute(
-                    "UPDATE raters SET finished_at = ?, rejected = ? WHERE id = ?",
-                    (self._clock(), self._fails_checks(database, rater), rater["id"]),
-                )
+                self._end(database, rater["id"])
                 state = State("finished", state.done, state.done, code=rater["code"])
             return state
 
@@ -292,6 +305,8 @@ class Store:
 
     def raters(self) -> list[Rater]:
         """Everybody who agreed to take part."""
+        with self._transaction() as database:
+            self._reject_who_left(database)
         rows = self._read("SELECT id, worker, code, joined_at, finished_at, rejected FROM raters ORDER BY id")
         return [Rater(**{**dict(row), "rejected": bool(row["rejected"])}) for row in rows]
 
@@ -305,30 +320,34 @@ class Store:
             )
         }
         pairs, checks = answered.get("pair", 0), answered.get("check", 0)
+        plan: list[int] = json.loads(rater["checks"])
         after: list[int] = json.loads(rater["checks_after"])
         done, more_checks, more_pairs = pairs + checks, len(after) - checks, self.quota - pairs
 
         def total(taken: str, shown: int = 0) -> int:
-            return done + shown + more_checks + min(more_pairs, self._count_left(database, rater, taken))
+            left = self._count_left(database, rater["id"], rater["checks"], taken)
+            return done + shown + more_checks + min(more_pairs, left)
 
         if rater["finished_at"] is not None:
             return State("finished", done, done, code=rater["code"])
         if rater["trained_at"] is None:
             return State("training", done, total(_TAKEN), self._training(database, rater))
+        self._reject_who_left(database)
         row = self._open(database, rater)
         if row is None and more_checks and pairs >= after[checks]:
-            row = self._give(database, rater, "check")
+            row = self._lease(database, rater, plan[checks])
         if row is None and more_pairs:
-            row = self._give(database, rater, "pair")
+            row = self._give(database, rater)
         if row is None and more_checks and pairs:  # others have taken the pairs that were to come before it
-            row = self._give(database, rater, "check")
+            row = self._lease(database, rater, plan[checks])
         if row is not None:
             more_checks -= row["kind"] == "check"
             more_pairs -= row["kind"] == "pair"
             return State("rate", done, total(_TAKEN, shown=1), self._shown(row))
-        if more_pairs and self._count_left(database, rater, _VOTES):
-            return State("wait", done, total(_VOTES))
-        return State("ready" if done else "full", done, done)
+        code = None if done else self.settings.full_code
+        if more_pairs and self._count_left(database, rater["id"], rater["checks"], _VOTES):
+            return State("wait", done, total(_VOTES), code=code)
+        return State("ready" if done else "full", done, done, code=code)
 
     def _open(self, database: sqlite3.Connection, rater: sqlite3.Row) -> sqlite3.Row | None:
         """What the rater was shown and has not answered, leased anew; None if there is nothing, or others took it."""
@@ -348,22 +367,38 @@ class Store:
         )
         return self._with_pair(database, "assignments.id = ?", row["id"])
 
-    def _give(self, database: sqlite3.Connection, rater: sqlite3.Row, kind: str) -> sqlite3.Row | None:
-        """Leases the pair with room that fewest have, or any check; None where there is none."""
-        now = self._clock()
-        facts = {"rater": rater["id"], "now": now, "kind": kind, "most": self.settings.raters_per_pair}
-        taken, new = (_TAKEN, _NEW_PAIR) if kind == "pair" else ("0", _NEW_CHECK)
+    def _draw_checks(self, database: sqlite3.Connection) -> list[int]:
+        """The checks that a new rater will meet: those first that keep the fewest pairs from it.
+
+        Never more of them than the pairs that are left, and none that would keep all pairs from it that need votes.
+        """
+        costs = database.execute(_CHECK_COSTS, {"most": self.settings.raters_per_pair}).fetchall()
+        drawn: list[int] = []
+        for number, _, needed in costs:
+            if len(drawn) == min(self.settings.checks_per_rater, self.quota):
+                break
+            ids = json.dumps([*drawn, number])
+            in_all = self._count_left(database, 0, ids, "0")
+            if in_all > len(drawn) and (not needed or self._count_left(database, 0, ids, _VOTES)):
+                drawn.append(number)
+        random.SystemRandom().shuffle(drawn)
+        return drawn
+
+    def _give(self, database: sqlite3.Connection, rater: sqlite3.Row) -> sqlite3.Row | None:
+        """Leases the pair with room that fewest have; None where there is none."""
         found = database.execute(
-            f"SELECT id, {taken} AS taken FROM pairs WHERE kind = :kind AND taken < :most AND {new} "
+            f"SELECT id, {_TAKEN} AS taken FROM pairs WHERE kind = 'pair' AND taken < :most AND {_NEW_PAIR} "
             "ORDER BY taken, random() LIMIT 1",
-            facts,
+            self._facts(rater["id"], rater["checks"]),
         ).fetchone()
-        if found is None:
-            return None
+        return None if found is None else self._lease(database, rater, found["id"])
+
+    def _lease(self, database: sqlite3.Connection, rater: sqlite3.Row, pair: int) -> sqlite3.Row | None:
+        now = self._clock()
         made = database.execute(
             "INSERT INTO assignments (rater, pair, position, flipped, shown_at, leased_until) "
             "SELECT ?, ?, 1 + coalesce(max(position), 0), ?, ?, ? FROM assignments WHERE rater = ?",
-            (rater["id"], found["id"], secrets.randbelow(2), now, now + self.settings.lease_minutes * 60, rater["id"]),
+            (rater["id"], pair, secrets.randbelow(2), now, now + self.settings.lease_minutes * 60, rater["id"]),
         )
         return self._with_pair(database, "assignments.id = ?", made.lastrowid)
 
@@ -373,24 +408,36 @@ class Store:
         kind, taken = database.execute(f"SELECT kind, {_TAKEN} FROM pairs WHERE id = :pair", facts).fetchone()
         return bool(kind == "check" or taken < self.settings.raters_per_pair)
 
-    def _count_left(self, database: sqlite3.Connection, rater: sqlite3.Row | None, taken: str) -> int:
-        """Pairs that the rater, or a new one, could be given one after the other: with room, and no clip twice.
+    def _facts(self, rater: int, checks: str) -> dict[str, Any]:
+        """What `_TAKEN` and `_NEW_PAIR` ask for."""
+        return {"rater": rater, "checks": checks, "now": self._clock(), "most": self.settings.raters_per_pair}
 
-        `taken` is what counts as taken: `_TAKEN`, or `_VOTES` for what may come free.
+    def _count_left(self, database: sqlite3.Connection, rater: int, checks: str, taken: str) -> int:
+        """Pairs that the rater, or a new one (0), could be given one after the other: with room, and no clip twice.
+
+        `checks` are what it meets besides; `taken` is what counts as taken: `_TAKEN`, or `_VOTES` for what may come
+        free.
         """
-        facts = {"rater": rater["id"] if rater else 0, "now": self._clock(), "most": self.settings.raters_per_pair}
         query = f"SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair' AND {_NEW_PAIR} AND {taken} < :most"
-        return _count_disjoint(database.execute(query, facts))
+        return _count_disjoint(database.execute(query, self._facts(rater, checks)))
 
-    def _fails_checks(self, database: sqlite3.Connection, rater: sqlite3.Row) -> bool:
-        """Whether the rater passed fewer of the attention checks than the study asks for."""
-        right = " AND ".join(f"{question} = 'first'" for question in QUESTIONS)
-        passed, met = database.execute(
-            f"SELECT coalesce(sum({right}), 0), count(*) FROM assignments JOIN pairs ON pairs.id = pair "
-            "WHERE rater = ? AND kind = 'check' AND answered_at IS NOT NULL",
-            (rater["id"],),
-        ).fetchone()
-        return bool(passed < self.settings.min_attention * met)
+    def _end(self, database: sqlite3.Connection, rater: int) -> None:
+        """Notes that the rater has finished, and whether it passed fewer of the checks than the study asks for."""
+        database.execute(
+            "UPDATE raters SET finished_at = :now, "  # whom others have replaced since stays rejected
+            f"rejected = rejected OR (SELECT coalesce(sum({_PASSED}), 0) < :least * count(*) {_CHECKS_MET}) "
+            "WHERE id = :rater",
+            {"now": self._clock(), "least": self.settings.min_attention, "rater": rater},
+        )
+
+    def _reject_who_left(self, database: sqlite3.Connection) -> None:
+        """The same for all who have not finished, and whose last lease ran out."""
+        database.execute(
+            "UPDATE raters SET rejected = 1 WHERE NOT rejected AND finished_at IS NULL "
+            "AND NOT EXISTS (SELECT 1 FROM assignments WHERE rater = raters.id AND leased_until > :now) "
+            f"AND (SELECT sum({_PASSED}) < :least * count(*) {_CHECKS_MET})",
+            {"now": self._clock(), "least": self.settings.min_attention},
+        )
 
     def _training(self, database: sqlite3.Connection, rater: sqlite3.Row) -> Shown:
         row = database.execute("SELECT * FROM pairs WHERE kind = 'training'").fetchone()

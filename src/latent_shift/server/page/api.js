@@ -32,28 +32,85 @@ export const listVideos = (query) => json(`/v1/videos?${new URLSearchParams(quer
 export const createVideo = (request) =>
   json("/v1/videos", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) });
 
-// The address of a file for <img>, <video> and links; these cannot send a key, so with one it is fetched first.
+// The address of a file for <img>, <video> and links; these cannot send a key, so with one it is fetched first, and kept.
+const kept = new Map(); // of "id/variant" the promise of its address, what was asked for last at the end
+const MOST_KEPT = 60;
+
 export async function contentUrl(id, variant) {
   const path = `/v1/videos/${id}/content?variant=${variant}`;
-  return key ? URL.createObjectURL(await (await send(path)).blob()) : path;
+  if (!key) return path;
+  const name = `${id}/${variant}`;
+  const address = kept.get(name) ?? send(path).then((answer) => answer.blob()).then((blob) => URL.createObjectURL(blob));
+  kept.delete(name);
+  kept.set(name, address);
+  address.then(dropUnseen, () => kept.delete(name));
+  return address;
 }
+
+function drop(name) {
+  kept.get(name)?.then(URL.revokeObjectURL, () => {});
+  kept.delete(name);
+}
+
+// Lets the oldest go that are not on the page.
+async function dropUnseen() {
+  for (const [name, address] of kept) {
+    if (kept.size <= MOST_KEPT) return;
+    const url = await address.catch(() => "");
+    if (!document.querySelector(`[src="${url}"]`)) drop(name);
+  }
+}
+
+export function forgetContent(id) {
+  for (const name of [...kept.keys()]) if (name.startsWith(`${id}/`)) drop(name);
+}
+
+// A browser has six connections to a server, for all tabs together. So one stream is held while the page is seen and has
+// one job to follow; otherwise each is asked again and again.
+const streams = new Set();
+let followed = 0;
+const takesTurns = () => document.hidden || followed > 1;
+
+function letGo() {
+  if (takesTurns()) for (const stream of streams) stream.abort();
+}
+document.addEventListener("visibilitychange", letGo);
 
 // Calls `show` with the job at every change until it ends, and gives its last state. A broken stream is taken up again.
 export async function follow(id, show, signal) {
-  for (;;) {
-    try {
-      const answer = await send(`/v1/videos/${id}/events`, { signal });
-      let last = null;
-      for await (const event of events(answer.body)) {
-        last = event;
-        show(event);
-      }
+  followed += 1;
+  letGo();
+  try {
+    for (;;) {
+      const last = await listen(id, show, signal);
       if (last && last.status !== "queued" && last.status !== "in_progress") return last;
-    } catch (problem) {
-      if (signal.aborted || problem.status) throw problem;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      signal.throwIfAborted();
     }
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+  } finally {
+    followed -= 1;
   }
+}
+
+// Until the stream ends, breaks, or has to be let go.
+async function listen(id, show, signal) {
+  const stream = new AbortController();
+  streams.add(stream);
+  let last = null;
+  try {
+    const answer = await send(`/v1/videos/${id}/events`, { signal: AbortSignal.any([signal, stream.signal]) });
+    for await (const event of events(answer.body)) {
+      last = event;
+      show(event);
+      if (takesTurns()) break;
+    }
+  } catch (problem) {
+    if (signal.aborted || problem.status) throw problem;
+  } finally {
+    streams.delete(stream);
+    stream.abort();
+  }
+  return last;
 }
 
 async function* events(stream) {

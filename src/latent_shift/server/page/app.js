@@ -11,8 +11,10 @@ const sideB = sideA.cloneNode(true);
 sideB.id = "side-b";
 
 let model = null;
-let gallery = { search: "", last: null };
+const PAGE = 24;
+const gallery = { search: "", size: PAGE };
 let refreshing = 0;
+let sending = false;
 
 // ---- the form
 
@@ -126,42 +128,61 @@ form.addEventListener("invalid", () => { settings.open = true; }, true); // else
 
 // ---- what is being made
 
-function complain(problem) {
-  $("problem").hidden = !problem;
-  $("problem").textContent = problem ? `${problem.message}${problem.wait ? `; try again in ${problem.wait} s` : ""}` : "";
+function complain(problem, where = "problem", before = "") {
+  $(where).hidden = !problem;
+  $(where).textContent = problem ? `${before}${problem.message}${problem.wait ? `; try again in ${problem.wait} s` : ""}` : "";
 }
 
 async function make(requests) {
+  if (sending) return;
+  const send = form.querySelector("[type=submit]");
+  const focused = document.activeElement === send;
+  sending = send.disabled = true;
   complain(null);
+  const videos = [];
   try {
-    const videos = [];
     for (const request of requests) videos.push(await api.createVideo(request));
-    stage(videos);
-    tell("Waiting");
-    refreshGallery();
   } catch (problem) {
-    complain(problem);
+    complain(problem, "problem", videos.length ? "The second was not taken: " : "");
+  } finally {
+    sending = send.disabled = false;
+    if (focused) send.focus();
   }
+  if (!videos.length) return;
+  stage(videos);
+  tell("Waiting");
+  refreshGallery();
 }
 
 const actions = {
   reuse,
   again,
   ended: () => refreshGallery(),
-  removed: (video) => {
-    tell("Deleted");
+  removed: (video, words) => {
+    tell(words);
     for (const item of $("tiles").children) if (item.dataset.id === video.id) item.remove(); // before it gets the focus
-    $("viewer").close();
-    for (const card of $("stage").children) if (card.dataset.id === video.id) card.remove();
+    if ($("viewer").querySelector(".card")?.dataset.id === video.id) $("viewer").close();
+    for (const card of $("stage").children) {
+      if (card.dataset.id !== video.id) continue;
+      card.stop();
+      card.remove();
+    }
     $("stage").hidden = !$("stage").children.length;
+    api.forgetContent(video.id);
+    if (words !== "Deleted") complain({ message: `${words}.` }, "gallery-problem");
     refreshGallery();
   },
 };
 
+function cardOf(video) {
+  const card = makeCard(video, actions);
+  card.dataset.id = video.id;
+  return card;
+}
+
 function stage(videos) {
   for (const card of $("stage").children) card.stop();
-  const cards = videos.map((video) => makeCard(video, actions));
-  cards.forEach((card, index) => { card.dataset.id = videos[index].id; });
+  const cards = videos.map(cardOf);
   $("stage").replaceChildren(...cards);
   $("stage").hidden = false;
   Promise.all(cards.map((card) => card.done)).then(() => { // two clips run in step
@@ -172,13 +193,20 @@ function stage(videos) {
 
 // ---- the gallery
 
+const stateOf = (video) => JSON.stringify([video.id, video.status, video.progress]);
+
 function tile(video) {
   const picture = element("span", { className: "picture" });
   const button = element("button", { type: "button" }, picture, element("span", { className: "name", textContent: video.prompt }));
   button.onclick = () => open(video);
   if (video.status === "completed") {
     const shown = element("img", { alt: "", loading: "lazy" });
-    const load = async (variant) => { shown.src = await api.contentUrl(video.id, variant); };
+    let wanted = "";
+    const load = async (variant) => {
+      wanted = variant;
+      const address = await api.contentUrl(video.id, variant).catch(() => "");
+      if (address && wanted === variant) shown.src = address;
+    };
     load("thumbnail");
     picture.append(shown);
     if (video.frames > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
@@ -188,13 +216,22 @@ function tile(video) {
   } else {
     picture.textContent = unfinished(video) ? (video.status === "queued" ? "Waiting" : `${video.progress} %`) : "Failed";
   }
-  const item = Object.assign(element("li", {}, button), { state: JSON.stringify([video.id, video.status, video.progress]) });
+  const item = Object.assign(element("li", {}, button), { state: stateOf(video) });
   item.dataset.id = video.id;
   return item;
 }
 
 async function open(video) {
-  const card = makeCard(await api.getVideo(video.id), actions);
+  complain(null, "gallery-problem");
+  let now;
+  try {
+    now = await api.getVideo(video.id);
+  } catch (problem) {
+    if (problem.status === 404) actions.removed(video, "It was deleted elsewhere");
+    else complain(problem, "gallery-problem");
+    return;
+  }
+  const card = cardOf(now);
   $("viewer").querySelector("div").replaceChildren(card);
   $("viewer").onclose = () => {
     card.stop();
@@ -203,43 +240,56 @@ async function open(video) {
   $("viewer").showModal();
 }
 
-// Shows the first page; tiles that did not change stay as they are, so that focus and pictures do.
-async function refreshGallery() {
-  const number = ++refreshing;
-  const page = await api.listVideos({ limit: 24, search: gallery.search }).catch(() => null);
-  if (page === null || number !== refreshing) return;
-  const before = [...$("tiles").children];
-  const known = new Map(before.map((item) => [item.state, item]));
-  const tiles = page.data.filter((video) => video.error?.code !== "cancelled").map(tile);
-  const kept = tiles.map((item) => known.get(item.state) ?? item);
-  if (kept.length !== before.length || kept.some((item, index) => item !== before[index])) {
-    const focused = kept.indexOf(document.activeElement?.closest("li"));
-    $("tiles").replaceChildren(...kept);
-    if (focused >= 0) kept[focused].querySelector("button").focus();
+// As many jobs as the gallery shows.
+async function listShown() {
+  const jobs = [];
+  for (;;) {
+    const query = { limit: Math.min(100, gallery.size - jobs.length), search: gallery.search };
+    const page = await api.listVideos(jobs.length ? { ...query, after: jobs.at(-1).id } : query);
+    jobs.push(...page.data);
+    if (!page.has_more || jobs.length >= gallery.size) return { jobs, more: page.has_more };
   }
-  showEnd(page);
-  $("empty").hidden = tiles.length > 0;
-  $("empty").textContent = gallery.search ? "No sentence holds this." : "Clips that you make appear here.";
-  clearTimeout(gallery.timer);
-  if (page.data.some(unfinished)) gallery.timer = setTimeout(refreshGallery, 3000);
 }
 
-function showEnd(page) {
-  gallery.last = page.last_id;
-  $("more").hidden = !page.has_more;
+// Tiles that did not change stay as they are, so that focus and pictures do.
+async function refreshGallery() {
+  const number = ++refreshing;
+  clearTimeout(gallery.timer);
+  let shown;
+  try {
+    shown = await listShown();
+  } catch (problem) {
+    if (number === refreshing) gallery.timer = setTimeout(refreshGallery, 3000);
+    return problem;
+  }
+  if (number !== refreshing) return null;
+  const before = [...$("tiles").children];
+  const known = new Map(before.map((item) => [item.state, item]));
+  const tiles = shown.jobs.filter((video) => video.error?.code !== "cancelled").map((video) => known.get(stateOf(video)) ?? tile(video));
+  if (tiles.length !== before.length || tiles.some((item, index) => item !== before[index])) {
+    const focused = tiles.indexOf(document.activeElement?.closest("li"));
+    $("tiles").replaceChildren(...tiles);
+    if (focused >= 0) tiles[focused].querySelector("button").focus();
+  }
+  $("more").hidden = !shown.more;
+  $("empty").hidden = tiles.length > 0;
+  $("empty").textContent = gallery.search ? "No sentence holds this." : "Clips that you make appear here.";
+  if (shown.jobs.some(unfinished)) gallery.timer = setTimeout(refreshGallery, 3000);
+  return null;
 }
 
 $("more").onclick = async () => {
-  clearTimeout(gallery.timer); // a refresh would fold the pages together again
-  const page = await api.listVideos({ limit: 24, search: gallery.search, after: gallery.last });
-  const tiles = page.data.filter((video) => video.error?.code !== "cancelled").map(tile);
-  $("tiles").append(...tiles);
-  tiles[0]?.querySelector("button").focus();
-  showEnd(page);
+  const last = $("tiles").lastElementChild;
+  gallery.size += PAGE;
+  const problem = await refreshGallery();
+  complain(problem, "gallery-problem");
+  if (problem) gallery.size -= PAGE;
+  else if (last?.isConnected) last.nextElementSibling?.querySelector("button").focus();
 };
 
 $("search").addEventListener("input", () => {
   gallery.search = $("search").value;
+  gallery.size = PAGE;
   clearTimeout(gallery.typing);
   gallery.typing = setTimeout(refreshGallery, 200);
 });
@@ -251,7 +301,7 @@ $("tiles").addEventListener("keydown", (event) => {
   (step > 0 ? item.nextElementSibling : item.previousElementSibling)?.querySelector("button").focus();
 });
 
-window.addEventListener("focus", refreshGallery);
+window.addEventListener("focus", () => refreshGallery());
 
 // ---- the key
 
@@ -274,7 +324,8 @@ try {
   $("change-key").hidden = !api.hasKey();
   fillForm();
   adaptForm();
-  await refreshGallery();
+  const problem = await refreshGallery();
+  if (problem) throw problem;
 } catch (problem) {
   complain(problem);
 }

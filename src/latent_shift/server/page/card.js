@@ -25,14 +25,18 @@ function progressText(video) {
   return video.queue_position ? `Waiting, ${video.queue_position} before it` : "Waiting";
 }
 
-// Actions: {reuse(video), again(video), ended(video), removed(video)}. The card's `stop()` ends its stream.
+// Actions: {reuse(video), again(video), ended(video), removed(video, words)}. The card's `stop()` ends its stream.
 export function makeCard(video, actions) {
   const aborter = new AbortController();
   const view = element("div", { className: "view" });
   const facts = element("p", { className: "facts" });
   const bottom = element("div");
-  const card = element("article", { className: "card" }, view, element("p", { className: "title", textContent: video.prompt }), facts, bottom);
+  const trouble = element("p", { className: "problem", hidden: true });
+  trouble.setAttribute("role", "alert");
+  const foot = element("div", {}, bottom, trouble);
+  const card = element("article", { className: "card" }, view, element("p", { className: "title", textContent: video.prompt }), facts, foot);
   card.stop = () => aborter.abort();
+  const complain = (problem) => Object.assign(trouble, { hidden: false, textContent: problem.message });
 
   const bar = element("progress", { max: 100 });
   bar.setAttribute("aria-label", "Progress");
@@ -41,7 +45,10 @@ export function makeCard(video, actions) {
   cancel.onclick = () => {
     cancel.disabled = true;
     words.textContent = "Cancelling";
-    deleteVideo(video.id).catch((problem) => { words.textContent = problem.message; });
+    deleteVideo(video.id).then(({ deleted }) => deleted && actions.removed(video, "Deleted")).catch((problem) => {
+      complain(problem);
+      cancel.disabled = false;
+    });
   };
 
   function showMaking(now) {
@@ -59,34 +66,37 @@ export function makeCard(video, actions) {
     }
   }
 
+  async function remove() {
+    try {
+      await deleteVideo(video.id);
+      actions.removed(video, "Deleted");
+    } catch (problem) {
+      if (problem.status === 404) actions.removed(video, "It was deleted before");
+      else complain(problem);
+    }
+  }
+
   async function showDone(now) {
     facts.textContent = describe(now);
     const links = Object.entries(FILES)
       .filter(([variant]) => now.frames > 1 || variant === "thumbnail")
-      .map(([variant, name]) => downloadLink(now, variant, name));
-    const row = (name, ...children) =>
-      element("div", { className: "actions" }, element("span", { className: "quiet", textContent: name }), ...children);
-    const button = (label, run) => {
-      const made = element("button", { type: "button", textContent: label });
-      made.onclick = () => run(made);
-      return made;
-    };
-    const remove = button("Delete", async () => {
-      await deleteVideo(now.id);
-      actions.removed(now);
-    });
-    remove.classList.add("danger");
+      .map(([variant, name]) => downloadLink(now, variant, name, complain));
     bottom.replaceChildren(
       row("Download", ...links),
       row("Copy as", button("Python", (made) => copy(pythonCode(now), made)), button("curl", (made) => copy(curlCode(now), made))),
-      row("Again", button("Another seed", () => actions.again(now)), button("Use settings", () => actions.reuse(now)), remove),
+      againRow(now, actions, remove),
     );
-    view.replaceChildren(...(now.frames === 1 ? await image(now) : await clip(now)));
+    const gone = () => view.replaceChildren(element("p", { className: "problem", textContent: "The file is not there. It may have been deleted." }));
+    try {
+      view.replaceChildren(...(now.frames === 1 ? await image(now, gone) : await clip(now, gone)));
+    } catch {
+      gone();
+    }
   }
 
   function showFailed(now) {
     const cancelled = now.error?.code === "cancelled";
-    bottom.replaceChildren();
+    bottom.replaceChildren(againRow(now, actions, remove));
     facts.textContent = describe(now);
     view.replaceChildren(element("p", { className: cancelled ? "quiet" : "problem", textContent: cancelled ? "Cancelled" : now.error?.message }));
   }
@@ -99,18 +109,37 @@ export function makeCard(video, actions) {
       tell(now.status === "completed" ? `Ready: ${now.prompt}` : `Ended without a clip: ${now.prompt}`);
       actions.ended(now);
     }).catch((problem) => {
-      if (!aborter.signal.aborted) view.replaceChildren(element("p", { className: "problem", textContent: problem.message }));
+      if (aborter.signal.aborted) return;
+      if (problem.status === 404) actions.removed(video, "It was deleted elsewhere");
+      else complain(problem);
     })
     : first;
   return card;
 }
 
-async function image(video) {
-  return [element("img", { src: await contentUrl(video.id, "thumbnail"), alt: video.prompt })];
+function row(name, ...children) {
+  return element("div", { className: "actions" }, element("span", { className: "quiet", textContent: name }), ...children);
 }
 
-async function clip(video) {
-  const player = element("video", { src: await contentUrl(video.id, "video"), loop: true, muted: true, playsInline: true, autoplay: !still.matches });
+function button(label, run) {
+  const made = element("button", { type: "button", textContent: label });
+  made.onclick = () => run(made);
+  return made;
+}
+
+function againRow(video, actions, remove) {
+  const removal = button("Delete", remove);
+  removal.classList.add("danger");
+  return row("Again", button("Another seed", () => actions.again(video)), button("Use settings", () => actions.reuse(video)), removal);
+}
+
+async function image(video, gone) {
+  return [element("img", { src: await contentUrl(video.id, "thumbnail"), alt: video.prompt, onerror: gone })];
+}
+
+async function clip(video, gone) {
+  const src = await contentUrl(video.id, "video");
+  const player = element("video", { src, loop: true, muted: true, playsInline: true, autoplay: !still.matches, onerror: gone });
   player.setAttribute("aria-label", video.prompt);
   const toggle = element("button", { type: "button", className: "play", textContent: still.matches ? "Play" : "Pause" });
   toggle.onclick = () => (player.paused ? player.play() : player.pause());
@@ -119,13 +148,17 @@ async function clip(video) {
   return [player, toggle];
 }
 
-function downloadLink(video, variant, name) {
+function downloadLink(video, variant, name, complain) {
   const link = element("a", { className: "button", textContent: name, download: "", href: `/v1/videos/${video.id}/content?variant=${variant}` });
   link.setAttribute("aria-label", `Download as ${name}`);
   link.onclick = async (event) => {
     if (!hasKey()) return;
     event.preventDefault();
-    element("a", { href: await contentUrl(video.id, variant), download: `${video.id}.${name.toLowerCase()}` }).click();
+    try {
+      element("a", { href: await contentUrl(video.id, variant), download: `${video.id}.${name.toLowerCase()}` }).click();
+    } catch (problem) {
+      complain(problem);
+    }
   };
   return link;
 }
@@ -143,5 +176,6 @@ async function copy(code, button) {
     area.value = code;
     dialog.showModal();
     area.select();
+    area.scrollTop = 0;
   }
 }

@@ -16,7 +16,7 @@ function kind(schema) {
 
 function table(head, rows) {
   const row = (cells, tag) => element("tr", {}, ...cells.map((cell) => element(tag, { textContent: cell })));
-  return element("div", { className: "scroll" }, element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, ...rows.map((cells) => row(cells, "td")))));
+  return element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, ...rows.map((cells) => row(cells, "td")))));
 }
 
 const fields = (schema) => table(["Field", "Type", "Meaning"], Object.entries(resolve(schema).properties ?? {}).map(

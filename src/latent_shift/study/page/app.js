@@ -4,7 +4,8 @@ const QUESTIONS = ["quality", "faithfulness"];
 const SECTIONS = ["welcome", "rating", "wait", "ready", "finished", "full"];
 const WORKER_NAMES = ["worker", "PROLIFIC_PID", "workerId"]; // how crowd platforms call it in the address
 const POLL_MS = 5000;
-const KEY = "latent-shift-study";
+const worker = WORKER_NAMES.map((name) => new URLSearchParams(location.search).get(name)).find(Boolean);
+const KEY = `latent-shift-study:${worker ?? ""}`; // one of each worker: several may share a browser
 
 const $ = (id) => document.getElementById(id);
 const player = new Player($("left"), $("right"));
@@ -57,7 +58,8 @@ async function look() {
 
 async function enter(next) {
   state = next;
-  $("progress").hidden = $("resume").hidden = false;
+  $("progress").hidden = state.total === 0;
+  $("resume").hidden = false;
   $("bar").max = state.total;
   $("bar").value = state.done;
   $("count").textContent = `${state.done} of ${state.total}`;
@@ -66,7 +68,7 @@ async function enter(next) {
     return;
   }
   only(state.status);
-  if (state.status === "finished") $("code").textContent = state.code;
+  showCode();
   if (state.status === "finished" || state.status === "full") $("resume").hidden = true;
   if (state.status === "wait") {
     $("or-finish").hidden = $("wait").querySelector(".finish").hidden = state.done === 0;
@@ -74,6 +76,18 @@ async function enter(next) {
   }
   $(state.status).querySelector("h2").tabIndex = -1;
   $(state.status).querySelector("h2").focus();
+}
+
+// What a crowd platform wants to see, from those too who came too late.
+function showCode() {
+  const place = $(state.status).querySelector(".code-place");
+  $("completion").hidden = !place || !state.code;
+  if ($("completion").hidden) return;
+  place.append($("completion"));
+  $("or-leave").hidden = false;
+  $("code").textContent = state.code;
+  $("completion-link").hidden = !state.link;
+  if (state.link) $("completion-link").href = state.link;
 }
 
 async function show(shown) {
@@ -136,8 +150,6 @@ async function act(action) {
 }
 
 async function join() {
-  const query = new URLSearchParams(location.search);
-  const worker = WORKER_NAMES.map((name) => query.get(name)).find(Boolean);
   token = (await call("POST", "/api/raters", { consent: true, ...(worker && { worker }) })).token;
   remember();
   await look();
@@ -180,7 +192,7 @@ function choose(side) {
   input.checked = true;
   ready();
   const open = QUESTIONS.find((name) => !chosen(name));
-  (open ? $(open).querySelector("input") : $("next")).focus();
+  (open ? $(open) : $("next")).focus(); // the question and not an answer, which Space would choose
 }
 
 const SIDE_KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "same" };
@@ -188,8 +200,9 @@ const SIDE_KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "same" };
 document.addEventListener("keydown", (event) => {
   if ($("rating").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
   const onButton = event.target.closest("button, summary, a");
+  const onAnswer = event.target.closest("input");
   if (event.key in SIDE_KEYS && (event.key !== "ArrowDown" || study.allow_ties)) choose(SIDE_KEYS[event.key]);
-  else if (event.key === " " && !onButton) setPaused(!player.paused);
+  else if (event.key === " " && !onButton && !onAnswer) setPaused(!player.paused);
   else if (event.key === "Enter" && !onButton) act(next);
   else if (event.key === "Backspace") act(back);
   else return;
@@ -202,6 +215,7 @@ $("answers").addEventListener("change", ready);
 $("back").addEventListener("click", () => act(back));
 $("ready-back").addEventListener("click", () => act(back));
 $("pause").addEventListener("click", () => setPaused(!player.paused));
+$("begin-another").addEventListener("click", forget);
 for (const button of document.querySelectorAll(".finish")) button.addEventListener("click", () => act(finish));
 $("copy").addEventListener("click", async () => {
   try {
@@ -219,6 +233,14 @@ function remember() {
   history.replaceState(null, "", `#${token}`);
   try { localStorage.setItem(KEY, token); } catch { /* private windows may refuse; the link is enough */ }
   $("link").href = location.href;
+  $("another").hidden = Boolean(worker); // whom the address names is somebody already
+}
+
+function forget() {
+  const left = state?.status !== "finished" && state?.status !== "full";
+  if (left && !confirm("Your answers stay, but only your own link leads back to them. Begin as somebody else?")) return;
+  try { localStorage.removeItem(KEY); } catch { /* as above */ }
+  location.replace(location.pathname + location.search);
 }
 
 function fill() {
