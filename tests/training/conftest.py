@@ -15,6 +15,7 @@ from latent_shift.core.config import parse_config
 from latent_shift.core.seeding import derive_seed
 from latent_shift.training import Recipe
 from latent_shift.training.denoising import DenoisingStage
+from latent_shift.training.noise import resolve_noise
 from latent_shift.training.run import _denoising
 
 MakeTree = Callable[..., dict[str, Any]]
@@ -71,7 +72,7 @@ class LineStage:
 
 def make_stage_of(recipe: Recipe) -> DenoisingStage:
     """The image or video stage of a recipe, at its start."""
-    return _denoising(recipe, Accelerator(cpu=True))
+    return _denoising(resolve_noise(recipe)[0], Accelerator(cpu=True))
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.num_train_timesteps": ("video", {}, 500),
     "diffusion.beta_start": ("video", {}, 1e-3),
     "diffusion.beta_end": ("video", {}, 2e-2),
+    "diffusion.beta_schedule": ("video", {}, "linear"),
     "diffusion.prediction_type": ("video", {}, "v_prediction"),
     "diffusion.zero_terminal_snr": ("video", {"diffusion": V}, True),
     "diffusion.min_snr_gamma": ("video", {}, 0.5),

@@ -94,14 +94,19 @@ class AutoencoderLossConfig(Config):
 
 
 class DiffusionConfig(Config):
-    """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's."""
+    """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's.
+
+    What a recipe does not say of the process (the first six fields) is that of `model.init`, where there is one.
+    """
 
     num_train_timesteps: int = Field(1000, ge=2)
     """T."""
     beta_start: float = Field(8.5e-4, gt=0)
-    """First beta; the schedule is linear in sqrt(beta), "quad" in Table 6."""
+    """First beta."""
     beta_end: float = Field(1.2e-2, gt=0, lt=1)
     """Last beta."""
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """Linear in sqrt(beta) ("quad" in Table 6), linear in beta, or the cosine of arXiv:2102.09672."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts."""
     zero_terminal_snr: bool = False
@@ -205,7 +210,7 @@ class Recipe(Config):
     autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
     """See `AutoencoderLossConfig`."""
     diffusion: DiffusionConfig = DiffusionConfig()
-    """See `DiffusionConfig`. A distillation has the noise process of its teacher."""
+    """See `DiffusionConfig`."""
     distillation: DistillationConfig = DistillationConfig()
     """See `DistillationConfig`; video stage."""
     preview: PreviewConfig = PreviewConfig()

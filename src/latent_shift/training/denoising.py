@@ -178,7 +178,7 @@ def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
         num_train_timesteps=options.num_train_timesteps,
         beta_start=options.beta_start,
         beta_end=options.beta_end,
-        beta_schedule="scaled_linear",
+        beta_schedule=options.beta_schedule,
         prediction_type=options.prediction_type,
         rescale_betas_zero_snr=options.zero_terminal_snr,
         clip_sample=False,

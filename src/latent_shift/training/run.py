@@ -27,6 +27,7 @@ from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network
+from .noise import resolve_noise
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         InputError: a setting is wrong, or the run's folder belongs to another recipe.
         TrainingInterrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
+    recipe, notes = resolve_noise(recipe)
+    for note in notes:
+        logger.warning(note)
     output = Path(recipe.output)
     with _claimed(output, recipe):
         if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
