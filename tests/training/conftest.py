@@ -29,6 +29,7 @@ class LineBatches:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.bad: tuple[int, int] | None = None
+        self.quarantined: dict[str, str] = {}
 
     def size(self, step: int) -> int:
         return 8

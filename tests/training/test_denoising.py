@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +250,58 @@ def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
             torch.testing.assert_close(text[row], expected[0])
         assert_same(live.batches.draw(step), batch)
     assert torch.equal(live.batches.draw(3).noise, cached.batches.draw(3).noise)
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "cached"])
+def test_names_are_those_of_the_files_that_were_read(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, live: bool
+) -> None:
+    """Also where a bad file was replaced; that one is told apart."""
+    shutil.copytree(squares, tmp_path / "data")
+    bad = next((tmp_path / "data" / "clips").iterdir())
+    bad.write_bytes(b"RIFF, but no picture")
+    data = {"source": str(tmp_path / "data"), "max_bad_share": 0.5, "cache": "" if live else str(tmp_path / "cache")}
+    stage = make_stage("video", data=data, diffusion={"image_share": 0.0})
+    candidates = {
+        record.path.name: latents
+        for record, latents in zip(
+            [record for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"],
+            encoded(stage, squares, "clips"),
+            strict=True,
+        )
+    }
+    for step in range(4):
+        batch = stage.batches.draw(step)
+        for latents, name in zip(means(stage, batch), stage.batches.names(step, range(4)), strict=True):
+            assert name != str(bad)
+            assert nearest(latents, [candidates[Path(name).name]]) is not None
+    assert list(stage.batches.quarantined) == [str(bad)]
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "cached"])
+def test_each_row_of_a_table_is_one_record_also_where_rows_share_a_file(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, live: bool
+) -> None:
+    clips = [record.path for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"]
+    rows = [(clips[0], color) for color in ("red", "green", "blue")] + [(clips[1], "yellow")]
+    (tmp_path / "clips.csv").write_text("video,caption\n" + "".join(f"{path},{color}\n" for path, color in rows))
+    data = {"source": f"table:{tmp_path}/clips.csv?video=video", "cache": "" if live else str(tmp_path / "cache")}
+    options = {"image_share": 0.0, "caption_dropout": 0.0}
+    stage = make_stage("video", data=data, diffusion=options)
+    for step in range(4):  # of four rows each: an epoch
+        names = stage.batches.names(step, range(4))
+        assert sorted(names) == sorted(str(path) for path, _ in rows)
+
+
+def test_what_a_source_has_dropped_is_said_at_the_start(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(squares, tmp_path / "data")
+    for path in list((tmp_path / "data" / "clips").iterdir())[:2]:
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        make_stage("video", data={"source": str(tmp_path / "data"), "cache": ""})
+    assert f"{tmp_path / 'data'}: 10 records, 2 dropped (2 x the file is missing)" in caplog.messages
 
 
 def test_latents_are_drawn_from_the_posterior(make_stage: MakeStage) -> None:
