@@ -87,6 +87,8 @@ def make_recipe(make_tree: MakeTree, road: Path, tmp_path: Path) -> MakeRecipe:
             "video": {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}},
         }
         changes["model"] = {**models[stage], **changes.get("model", {})}
+        if stage == "autoencoder" and "init" in changes["model"]:
+            changes["model"] |= {"arguments": {}}
         return parse_config(Recipe, make_tree(stage, tmp_path / output, **changes))
 
     return make

@@ -124,15 +124,15 @@ def open_or_build_cache(
             write_json(place / "cache.json", facts)
         shutil.rmtree(_parts_of(place), ignore_errors=True)
     try:
-        facts = read_json_object(place / "cache.json")
-        made_of, bad = facts["sha256"], dict(facts.get("bad", {}))
+        manifest = read_json_object(place / "cache.json")
+        made_of, unread = manifest["sha256"], dict(manifest.get("bad", {}))
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         lengths = {name: len(arrays[name]) - int(arrays[f"{name[:-1]}_offsets"][-1]) for name in ("frames", "tokens")}
     except (DataError, OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
         raise DataError(f"cache {place} is damaged ({error}); remove it") from error
     if made_of != digest or any(lengths.values()):
         raise DataError(f"cache {place} was made of other data; remove it")
-    return ClipCache(**arrays, bad=bad)
+    return ClipCache(**arrays, bad=unread)
 
 
 def _parts_of(place: Path) -> Path:

@@ -79,6 +79,7 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
         DataError: they cannot be read, or are fewer.
     """
     attempts = _ATTEMPTS if is_remote(place) else 1
+    failures: tuple[type[Exception], ...] = (*read_failures(), ImportError, ValueError)
     for attempt in range(1, attempts + 1):
         try:
             with fsspec.open(place, "rb") as file:
@@ -87,7 +88,7 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
             if len(data) == size:
                 return data
             problem = DataError(f"{name} is truncated: {size - len(data)} bytes are missing")
-        except (*read_failures(), ImportError, ValueError) as error:
+        except failures as error:
             problem = DataError(f"{name} cannot be read ({_line(error)})")
             problem.__cause__ = error
         if attempt == attempts or isinstance(problem.__cause__, (*_LASTING, ImportError)):

@@ -149,6 +149,7 @@ def _read_index(source: CollectedSource, index: str, argument: str) -> None:
 def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
     """Name, captions, metadata and place of each sample, in the order of the tar file."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    failures: tuple[type[Exception], ...] = (*read_failures(), tarfile.TarError, ValueError)
     try:
         with open_place(shard, argument) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -171,7 +172,7 @@ def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str]
                 yield media.name, captions, metadata if isinstance(metadata, dict) else {}, member
     except InputError:
         raise
-    except (*read_failures(), tarfile.TarError, ValueError) as error:
+    except failures as error:
         raise DataError(f"{without_query(shard)} is damaged or no tar file ({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -218,6 +219,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self._check_stage()
+        for key, why in self._unused():
+            if _is_given(self, key):
+                raise ValueError(f"{key} changes nothing {why}; leave it out")
+        return self
+
+    def _check_stage(self) -> None:
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
@@ -231,4 +239,45 @@ class Recipe(Config):
             raise ValueError("distillation.steps is for the video stage")
         if steps and (self.preview.num_inference_steps, self.preview.guidance_scale) != (steps, 1):
             raise ValueError(f"distillation needs preview.num_inference_steps = {steps} and preview.guidance_scale = 1")
-        return self
+
+    def _unused(self) -> Iterator[tuple[str, str]]:
+        """What this run never looks at: dotted keys of fields or of whole tables, and for which runs that is so."""
+        for key in _UNUSED[self.stage]:
+            yield key, f"in the {self.stage} stage"
+        if self.model.init and self.stage == "image":
+            yield from (
+                (key, "with model.init, which has its own") for key in ("model.text_encoder", "model.max_tokens")
+            )
+        if self.model.init and self.stage == "autoencoder":
+            yield "model.arguments", "with model.init, whose network goes on learning"
+        if self.distillation.steps:
+            yield from ((f"diffusion.{name}", "in a distillation") for name in ("min_snr_gamma", "random_phase"))
+        else:
+            yield "distillation", "without distillation.steps"
+        if not self.lora.rank:
+            yield "lora", "without lora.rank"
+
+
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "autoencoder": (
+        *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation"),
+        *("model.autoencoder", "model.text_encoder", "model.video", "model.max_tokens"),
+        *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale", "preview.noise_correlation"),
+    ),
+    "image": (
+        *("image_batch_size", "autoencoder_loss", "distillation"),
+        *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase"),
+    ),
+    "video": ("autoencoder_loss", "model.text_encoder", "model.max_tokens"),
+}
+
+
+def _is_given(config: Config, key: str) -> bool:
+    """Whether a dotted key was set, to another value than its default: a saved recipe has all of those."""
+    name, _, rest = key.partition(".")
+    if name not in config.model_fields_set:
+        return False
+    value = getattr(config, name)
+    if isinstance(value, Config):
+        return any(_is_given(value, inner) for inner in ((rest,) if rest else type(value).model_fields))
+    return bool(value != type(config).model_fields[name].get_default(call_default_factory=True))

@@ -112,5 +112,5 @@ def load_shares(shares: Shares, start: int, recipe: Recipe, accelerator: Acceler
     return iter(DataLoader(shares, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_is))
 
 
-def _as_is(share: Share) -> Share:
+def _as_is(share: Any) -> Any:
     return share
