@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from pydantic import ValidationError
 
 from latent_shift import __version__
@@ -95,6 +96,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
     if recipe.stage == "autoencoder":
+        if accelerator.distributed_type == DistributedType.FSDP:  # it is small, and computes outside its loss, too
+            raise InputError("stage", recipe.stage, "be image or video where the network is sharded (FSDP)")
         return AutoencoderStage(recipe, accelerator)
     return _denoising(recipe, accelerator)
 
