@@ -31,6 +31,10 @@ from .conftest import MakeRecipe, MakeStage, make_stage_of
 
 STEPS = range(16)
 KINDS = ("clips", "stills")
+BATCH_OPTIONS: dict[str, dict[str, Any]] = {
+    "image": {"image_share": 0.25, "caption_dropout": 0.3},
+    "video": {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3},
+}
 FIELDS = ("moments", "text", "posterior_noise", "noise", "timesteps")
 
 
@@ -84,7 +88,7 @@ def alphas(options: DiffusionConfig) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: str) -> None:
-    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    options = BATCH_OPTIONS[stage]
     first, second = (make_stage(stage, diffusion=options) for _ in range(2))
     expected = [first.batches.draw(step) for step in STEPS]
     for step in (11, 3, 3, 0, 15):
@@ -98,7 +102,7 @@ def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: st
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stage: str) -> None:
-    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    options = BATCH_OPTIONS[stage]
     batches = make_stage(stage, diffusion=options).batches
     for step in STEPS:
         whole, size = batches.draw(step), batches.size(step)
@@ -436,17 +440,18 @@ def test_zero_terminal_snr_ends_in_pure_noise() -> None:
     assert noise_schedule(DiffusionConfig()).alphas_cumprod[-1] > 1e-3
 
 
-@pytest.mark.parametrize("stage", ["image", "video"])
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"min_snr_gamma": 2.0},
+    {"prediction_type": "v_prediction"},
+    {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
+    {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"min_snr_gamma": 2.0},
-        {"prediction_type": "v_prediction"},
-        {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
-        {"prediction_type": "v_prediction", "zero_terminal_snr": True},
-        {"motion_weight": 3.0},
-    ],
+    ("stage", "options"),
+    [(stage, options) for stage in ("image", "video") for options in LOSSES] + [("video", {"motion_weight": 3.0})],
 )
 def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, options: dict[str, Any]) -> None:
     """Eqs. 1, 2 and 5; v = sqrt(a) noise - sqrt(1 - a) u_0 (arXiv:2202.00512)."""

@@ -119,17 +119,7 @@ def test_shards_of_two_processes_are_whole_tensors_on_disk(tmp_path: Path) -> No
     save_file(optimizer_tensors(network, optimizer), tmp_path / "optimizer.safetensors")
     step(network, optimizer)
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    result = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
+    launch(tmp_path / "script.py", str(tmp_path))
     for name, expected in (
         ("network2", full_tensors(dict(network.named_parameters()))),
         ("optimizer2", optimizer_tensors(network, optimizer)),
