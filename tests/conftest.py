@@ -110,7 +110,6 @@ def make_tree(
             "output": str(output),
             "steps": 4,
             "batch_size": 4,
-            "image_batch_size": 3,
             "device": "cpu",
             "precision": "fp32",
             "log_every": 2,
@@ -121,19 +120,22 @@ def make_tree(
                 "duration_s": "whole",
                 "cache": str(cache),
             },
-            "model": {"max_tokens": 8},
+            "model": {},
             "optimizer": {"warmup_steps": 2},
-            "autoencoder_loss": {"crop": 8},
-            "preview": {"every": 100, "prompts": ["a red square", "blue"], "num_inference_steps": 2},
+            "preview": {"every": 100},
         }
         if stage == "autoencoder":
             tree["model"]["arguments"] = AUTOENCODER
             tree["data"]["balance_by"] = "label"
+            tree["autoencoder_loss"] = {"crop": 8}
+        else:
+            tree["preview"] |= {"prompts": ["a red square", "blue"], "num_inference_steps": 2}
         if stage == "image":
-            tree["model"] |= {"text_encoder": str(tiny_text), "arguments": UNET}
+            tree["model"] |= {"text_encoder": str(tiny_text), "arguments": UNET, "max_tokens": 8}
             tree["diffusion"] = {"image_share": 0.5}
         if stage == "video":
             tree["diffusion"] = {"image_share": 0.25, "circular_share": 0.5}
+            tree["image_batch_size"] = 3
         for key, value in changes.items():
             tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
         return tree

@@ -48,9 +48,22 @@ def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Run, path:
     assert Recipe(**printed).model_dump(mode="json") == printed
     assert (printed["steps"], printed["data"]["source"]) == (17, "elsewhere")
     assert printed["output"] == f"runs/{path.stem}"
+    assert facts["notes"] == []
     # What the file does not say is there, too.
     assert printed["optimizer"]["max_grad_norm"] == 1.0
+    if printed["model"]["init"] == "emoji":
+        assert printed["diffusion"]["prediction_type"] == "v_prediction"
     assert list(Path().iterdir()) == []
+
+
+def test_a_dry_run_says_where_a_recipe_leaves_the_noise_of_its_model(run: Run) -> None:
+    given = ("diffusion.prediction_type=epsilon", "diffusion.zero_terminal_snr=false")
+    settings = [part for setting in given for part in ("--set", setting)]
+    result = run("train", RECIPES[0].with_name("tiny.toml"), "--dry-run", *settings)
+    assert json.loads(result.out)["notes"] == [
+        "diffusion.prediction_type = 'epsilon' changes the noise process: emoji was trained with 'v_prediction'",
+        "diffusion.zero_terminal_snr = False changes the noise process: emoji was trained with True",
+    ]
 
 
 def test_a_run_prints_its_recipe_and_where_the_model_is(run: Run, recipe: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError, MissingExtraError
@@ -18,6 +20,15 @@ def test_an_input_error_names_argument_value_and_expectation_on_one_line() -> No
     error = InputError("height", "25\n0", "be divisible by 8")
     assert str(error) == r"height must be divisible by 8, got '25\n0'"
     assert error.argument == "height"
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("height", 250, "be divisible by 8"), MissingExtraError("av", "x"), DataError("a.mp4 is cut")]
+)
+def test_errors_of_other_processes_arrive_as_they_were(error: LatentShiftError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.__dict__) == (str(error), error.__dict__)
 
 
 def test_a_missing_extra_says_how_to_install_it() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disk import full_disk
 
 from latent_shift.core.errors import DataError
 from latent_shift.data import CaptionedVideoFolder
 from latent_shift.data import cache as cache_module
 from latent_shift.data.cache import ClipCache, open_or_build_cache
-from latent_shift.data.records import write_records
+from latent_shift.data.records import CaptionedVideo, write_records
 from latent_shift.media import Frames, read_video, write_video
 
 LENGTHS = (3, 1, 5)
@@ -133,6 +135,58 @@ def test_other_content_is_another_cache(open_cache: Open, folder: CaptionedVideo
     write_records(folder.path, rows)
     open_cache(list(CaptionedVideoFolder(folder.path)))
     assert len(places(tmp_path)) == 5
+
+
+def test_a_folder_that_moved_has_the_same_cache(open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path) -> None:
+    open_cache()
+    moved = CaptionedVideoFolder(folder.path.rename(tmp_path / "elsewhere"))
+    open_cache(list(moved), encode_frames=never, encode_text=never)
+
+
+@pytest.mark.parametrize("place", [10, 50_000, 99_990])
+def test_another_file_of_the_same_name_and_size_is_another_cache(
+    open_cache: Open, folder: CaptionedVideoFolder, tmp_path: Path, place: int
+) -> None:
+    for record in folder:
+        record.path.write_bytes(bytes(100_000))
+    frames = {"read_frames": lambda record: clip(0)}
+    open_cache(**frames)
+    content = bytearray(100_000)
+    content[place] = 1
+    folder[1].path.write_bytes(content)
+    open_cache(**frames)
+    assert len(places(tmp_path)) == 2
+    open_cache(**frames, encode_frames=never)
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path, open_cache: Open) -> None:
+    def listed(*names: str) -> list[CaptionedVideo]:
+        for name in names:
+            (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "data" / name).write_bytes(b"the same")
+        return [CaptionedVideo(tmp_path / "data" / name, "a", ("a",)) for name in names]
+
+    frames = {"read_frames": lambda record: clip(1)}
+    for names in (("x/0.mp4", "y/0.mp4"), ("y/0.mp4", "x/0.mp4"), ("x/0.mp4", "x/1.mp4")):
+        open_cache(listed(*names), **frames)
+    assert len(places(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(300, r"cache \S+\.parts/0+\.npz"), (14_000, r"cache \S+/cache/[0-9a-f]{16}")]
+)
+def test_a_full_disk_is_one_line_and_the_next_build_goes_on(
+    open_cache: Open, monkeypatch: pytest.MonkeyPatch, size: int, shown: str
+) -> None:
+    """The first size stops a part, the second the file that joins them all."""
+    monkeypatch.setattr(cache_module, "_PART", 1)
+    many: dict[str, Any] = {"encode_frames": lambda frames: np.zeros((len(frames), 1000), np.float16)}
+    with full_disk() as limit:
+        limit(size)
+        with pytest.raises(DataError) as caught:
+            open_cache(**many)
+    assert re.fullmatch(shown + r" cannot be written \([^()]+\); its finished parts stay", str(caught.value))
+    assert open_cache(**many).frames.shape == (9, 1000)
 
 
 def test_progress_is_told(open_cache: Open) -> None:

@@ -92,6 +92,15 @@ def test_bad_files_are_quarantined_with_their_reasons_and_the_run_goes_on(
     assert sum("quarantined" in message for message in caplog.messages) == 3
 
 
+def test_the_record_of_a_clip_is_the_one_that_was_read(mixed: Path) -> None:
+    loader = ClipLoader(open_source(str(mixed)), SMALL)
+    turns = [loader.record(position).path.name for position in range(14)]
+    assert {"sound.mp4", "cut.mp4", "short.mp4"} <= set(turns)
+    for position in range(14):
+        clip = loader[position]
+        assert loader.record(position) == clip.record
+
+
 def test_a_still_is_a_clip_of_one_frame(mixed: Path) -> None:
     loader = ClipLoader(open_source(str(mixed)), SMALL)
     shapes = {clip.record.path.suffix: clip.frames.shape for clip in (loader[position] for position in range(20))}

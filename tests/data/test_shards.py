@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import logging
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from disk import full_disk
+from fsspec.implementations.memory import MemoryFileSystem
 from media.films import write_film
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.data import ClipConfig, ClipLoader, open_source
-from latent_shift.data.records import record_bytes
+from latent_shift.data import ClipConfig, ClipLoader, open_source, remote
+from latent_shift.data.identity import file_keys
+from latent_shift.data.records import ArchiveMember, record_bytes
 from latent_shift.data.shards import write_shards
 
 CONFIG = ClipConfig(num_frames=4, duration_s=1.0, size=32)
@@ -116,6 +123,111 @@ def test_bad_members_are_quarantined_by_their_names(films: Path, tmp_path: Path)
     (bad,) = loader.bad.values()
     assert bad.file == str(tmp_path / "shards/00000.tar/000002.mp4")
     assert "tmp" not in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shards:memory://nowhere/index.jsonl", "source must be a file or a URL that can be read ("),
+        ("shards:memory://nowhere/0.tar", "source must be a file or a URL that can be read ("),
+        ("shards:far://nowhere/index.jsonl", "source must be a file or a URL that fsspec knows (Protocol not known"),
+        ("shards:s3://nowhere/{0..1}.tar?sig=x", "source must be of a kind whose library is installed ("),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_one_line(spec: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(InputError) as caught:
+        open_source(spec)
+    assert str(caught.value).startswith(message)
+    assert "sig" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class SignedFiles(MemoryFileSystem):
+    """Files that are there for those who know the signature."""
+
+    protocol = "signed"
+    asked: ClassVar[list[str]] = []
+    failing = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("signed:/")
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.asked.append(path)
+        name, _, query = path.partition("?")
+        if query != "key=7&until=9":
+            raise PermissionError("403 Forbidden")
+        if SignedFiles.failing > 0:
+            SignedFiles.failing -= 1
+            raise ConnectionResetError("connection reset")
+        return super()._open(name, mode, **options)
+
+
+@pytest.fixture
+def signed(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store behind signed URLs."""
+    write_shards(open_source(str(films)), tmp_path / "shards")
+    fsspec.register_implementation("signed", SignedFiles, clobber=True)
+    far = fsspec.filesystem("memory")
+    for file in (tmp_path / "shards").iterdir():
+        far.pipe(f"/signed/{file.name}", file.read_bytes())
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(SignedFiles, "failing", 0)
+    return "shards:signed://signed/"
+
+
+@pytest.mark.parametrize("name", ["index.jsonl", "00000.tar", "{00000..00000}.tar"])
+def test_what_follows_in_a_url_is_no_option_and_is_not_shown(signed: str, name: str) -> None:
+    source = open_source(f"{signed}{name}?key=7&until=9")
+    assert len(source) == 5
+    assert len(record_bytes(source[3])) == source[3].size
+    assert "key" not in f"{source.path}{source[3].path}"
+    with pytest.raises(InputError, match=r"must be a file or a URL that can be read \(403 Forbidden\), got '[^?]+'$"):
+        open_source(f"{signed}{name}?key=8")
+
+
+def test_a_network_that_fails_for_a_moment_is_asked_again(signed: str, caplog: pytest.LogCaptureFixture) -> None:
+    record = open_source(f"{signed}index.jsonl?key=7&until=9")[2]
+    expected = record_bytes(record)
+    SignedFiles.failing = 3
+    with caplog.at_level(logging.INFO):
+        assert record_bytes(record) == expected
+    assert [message[-22:] for message in caplog.messages] == [f"attempt {n} of 4 follows" for n in (2, 3, 4)]
+    SignedFiles.failing = 99
+    with pytest.raises(DataError, match=r"^signed:/signed/.*000002.mp4 cannot be read \(connection reset\)$"):
+        record_bytes(record)
+    assert SignedFiles.failing == 95
+    gone = dataclasses.replace(record, member=ArchiveMember("signed://signed/gone.tar?key=8", 0, 9))
+    SignedFiles.asked.clear()
+    with pytest.raises(DataError, match="403 Forbidden"):
+        record_bytes(gone)
+    assert len(SignedFiles.asked) == 1
+
+
+def test_remote_shards_have_a_cache_of_their_own(signed: str) -> None:
+    spec = f"{signed}index.jsonl?key=7&until=9"
+    SignedFiles.asked.clear()
+    keys = file_keys(list(open_source(spec)))
+    assert len(set(keys)) == 5
+    assert SignedFiles.asked == [f"/signed/{name}?key=7&until=9" for name in ("index.jsonl", "00000.tar")]
+    far = fsspec.filesystem("memory")
+    content = bytearray(far.cat("/signed/00000.tar"))
+    content[len(content) // 2] ^= 1
+    far.pipe("/signed/00000.tar", bytes(content))
+    assert not set(keys) & set(file_keys(list(open_source(spec))))
+
+
+def test_a_full_disk_is_one_line(films: Path, tmp_path: Path) -> None:
+    with full_disk() as limit:
+        limit(3000)
+        with pytest.raises(DataError) as caught:
+            write_shards(open_source(str(films)), tmp_path / "shards")
+    shard = tmp_path / "shards" / "00000.tar"
+    assert str(caught.value) == f"shard {shard} cannot be written (File too large); those before it stay"
+    assert not list((tmp_path / "shards").iterdir())
+    assert write_shards(open_source(str(films)), tmp_path / "shards") == 1
 
 
 def test_what_is_no_shard_is_named(films: Path, tmp_path: Path) -> None:

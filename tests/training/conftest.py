@@ -15,6 +15,7 @@ from latent_shift.core.config import parse_config
 from latent_shift.core.seeding import derive_seed
 from latent_shift.training import Recipe
 from latent_shift.training.denoising import DenoisingStage
+from latent_shift.training.noise import resolve_noise
 from latent_shift.training.run import _denoising
 
 MakeTree = Callable[..., dict[str, Any]]
@@ -28,6 +29,7 @@ class LineBatches:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.bad: tuple[int, int] | None = None
+        self.quarantined: dict[str, str] = {}
 
     def size(self, step: int) -> int:
         return 8
@@ -71,7 +73,7 @@ class LineStage:
 
 def make_stage_of(recipe: Recipe) -> DenoisingStage:
     """The image or video stage of a recipe, at its start."""
-    return _denoising(recipe, Accelerator(cpu=True))
+    return _denoising(resolve_noise(recipe)[0], Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -85,6 +87,8 @@ def make_recipe(make_tree: MakeTree, road: Path, tmp_path: Path) -> MakeRecipe:
             "video": {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}},
         }
         changes["model"] = {**models[stage], **changes.get("model", {})}
+        if stage == "autoencoder" and "init" in changes["model"]:
+            changes["model"] |= {"arguments": {}}
         return parse_config(Recipe, make_tree(stage, tmp_path / output, **changes))
 
     return make

@@ -27,7 +27,7 @@ def test_there_are_recipes() -> None:
 def test_every_recipe_is_right(path: Path) -> None:
     recipe = load_config(Recipe, path)
     stages = {"emoji-decoder": "autoencoder"} | dict.fromkeys(
-        ("tiny", "paper-webvid", "paper-ucf101", "sd15-lora", "emoji-motion", "emoji-ablation"), "video"
+        ("tiny", "emoji-fast", "paper-webvid", "paper-ucf101", "sd15-lora", "emoji-motion", "emoji-ablation"), "video"
     )
     assert recipe.stage == stages.get(path.stem, path.stem.split("-")[-1])
     assert recipe.output == f"runs/{path.stem}"
@@ -74,3 +74,46 @@ def test_what_does_not_fit_is_one_line(changes: dict[str, Any], message: str) ->
         parse_config(Recipe, {**MINIMAL, **changes})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+IMAGE: dict[str, Any] = {"stage": "image", "model": {"autoencoder": "a", "text_encoder": "t"}}
+VIDEO: dict[str, Any] = {"stage": "video", "model": {"init": "m"}}
+STUDENT: dict[str, Any] = {
+    **VIDEO,
+    "distillation": {"steps": 2},
+    "preview": {"num_inference_steps": 2, "guidance_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ({}, {"image_batch_size": 3}, "image_batch_size changes nothing in the autoencoder stage; leave it out"),
+        ({}, {"compile": True}, "compile changes nothing in the autoencoder stage"),
+        ({}, {"lora": {"rank": 2}}, "lora changes nothing in the autoencoder stage"),
+        ({}, {"diffusion": {"caption_dropout": 0.2}}, "diffusion changes nothing in the autoencoder stage"),
+        ({}, {"model": {"video": "vdm"}}, "model.video changes nothing in the autoencoder stage"),
+        ({}, {"preview": {"prompts": ["a"]}}, "preview.prompts changes nothing in the autoencoder stage"),
+        (
+            {},
+            {"model": {"init": "a", "arguments": {"latent_channels": 4}}},
+            "model.arguments changes nothing with model",
+        ),
+        (IMAGE, {"image_batch_size": 3}, "image_batch_size changes nothing in the image stage"),
+        (IMAGE, {"diffusion": {"motion_weight": 2.0}}, "diffusion.motion_weight changes nothing in the image stage"),
+        (IMAGE, {"autoencoder_loss": {"crop": 8}}, "autoencoder_loss changes nothing in the image stage"),
+        (IMAGE, {"model": {"init": "m", "text_encoder": "t"}}, "model.text_encoder changes nothing with model.init"),
+        (IMAGE, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing with model.init"),
+        (VIDEO, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing in the video stage"),
+        (VIDEO, {"distillation": {"teacher_steps": 2}}, "distillation changes nothing without distillation.steps"),
+        (VIDEO, {"lora": {"alpha": 2.0}}, "lora changes nothing without lora.rank"),
+        (STUDENT, {"diffusion": {"min_snr_gamma": 5.0}}, "diffusion.min_snr_gamma changes nothing in a distillation"),
+    ],
+)
+def test_what_a_stage_does_not_use_is_refused(stage: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    tree = {**MINIMAL, **stage}
+    with pytest.raises(InputError, match=f"^recipe must be valid .{message}"):
+        parse_config(Recipe, {**tree, **changes})
+    # A saved recipe names every field, with the defaults of those that its stage does not use.
+    saved = parse_config(Recipe, tree).model_dump(mode="json")
+    assert parse_config(Recipe, saved).model_dump(mode="json") == saved

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ from .conftest import MakeRecipe, MakeStage, make_stage_of
 
 STEPS = range(16)
 KINDS = ("clips", "stills")
+BATCH_OPTIONS: dict[str, dict[str, Any]] = {
+    "image": {"image_share": 0.25, "caption_dropout": 0.3},
+    "video": {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3},
+}
 FIELDS = ("moments", "text", "posterior_noise", "noise", "timesteps")
 
 
@@ -82,7 +88,7 @@ def alphas(options: DiffusionConfig) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: str) -> None:
-    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    options = BATCH_OPTIONS[stage]
     first, second = (make_stage(stage, diffusion=options) for _ in range(2))
     expected = [first.batches.draw(step) for step in STEPS]
     for step in (11, 3, 3, 0, 15):
@@ -96,7 +102,7 @@ def test_a_batch_is_a_function_of_seed_and_step(make_stage: MakeStage, stage: st
 
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stage: str) -> None:
-    options = {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    options = BATCH_OPTIONS[stage]
     batches = make_stage(stage, diffusion=options).batches
     for step in STEPS:
         whole, size = batches.draw(step), batches.size(step)
@@ -250,6 +256,58 @@ def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
     assert torch.equal(live.batches.draw(3).noise, cached.batches.draw(3).noise)
 
 
+@pytest.mark.parametrize("live", [True, False], ids=["live", "cached"])
+def test_names_are_those_of_the_files_that_were_read(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, live: bool
+) -> None:
+    """Also where a bad file was replaced; that one is told apart."""
+    shutil.copytree(squares, tmp_path / "data")
+    bad = next((tmp_path / "data" / "clips").iterdir())
+    bad.write_bytes(b"RIFF, but no picture")
+    data = {"source": str(tmp_path / "data"), "max_bad_share": 0.5, "cache": "" if live else str(tmp_path / "cache")}
+    stage = make_stage("video", data=data, diffusion={"image_share": 0.0})
+    candidates = {
+        record.path.name: latents
+        for record, latents in zip(
+            [record for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"],
+            encoded(stage, squares, "clips"),
+            strict=True,
+        )
+    }
+    for step in range(4):
+        batch = stage.batches.draw(step)
+        for latents, name in zip(means(stage, batch), stage.batches.names(step, range(4)), strict=True):
+            assert name != str(bad)
+            assert nearest(latents, [candidates[Path(name).name]]) is not None
+    assert list(stage.batches.quarantined) == [str(bad)]
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "cached"])
+def test_each_row_of_a_table_is_one_record_also_where_rows_share_a_file(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, live: bool
+) -> None:
+    clips = [record.path for record in CaptionedVideoFolder(squares) if record.path.parent.name == "clips"]
+    rows = [(clips[0], color) for color in ("red", "green", "blue")] + [(clips[1], "yellow")]
+    (tmp_path / "clips.csv").write_text("video,caption\n" + "".join(f"{path},{color}\n" for path, color in rows))
+    data = {"source": f"table:{tmp_path}/clips.csv?video=video", "cache": "" if live else str(tmp_path / "cache")}
+    options = {"image_share": 0.0, "caption_dropout": 0.0}
+    stage = make_stage("video", data=data, diffusion=options)
+    for step in range(4):  # of four rows each: an epoch
+        names = stage.batches.names(step, range(4))
+        assert sorted(names) == sorted(str(path) for path, _ in rows)
+
+
+def test_what_a_source_has_dropped_is_said_at_the_start(
+    make_stage: MakeStage, squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(squares, tmp_path / "data")
+    for path in list((tmp_path / "data" / "clips").iterdir())[:2]:
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        make_stage("video", data={"source": str(tmp_path / "data"), "cache": ""})
+    assert f"{tmp_path / 'data'}: 10 records, 2 dropped (2 x the file is missing)" in caplog.messages
+
+
 def test_latents_are_drawn_from_the_posterior(make_stage: MakeStage) -> None:
     stage = make_stage("video")
     batch = stage.batches.draw(1)
@@ -382,17 +440,18 @@ def test_zero_terminal_snr_ends_in_pure_noise() -> None:
     assert noise_schedule(DiffusionConfig()).alphas_cumprod[-1] > 1e-3
 
 
-@pytest.mark.parametrize("stage", ["image", "video"])
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"min_snr_gamma": 2.0},
+    {"prediction_type": "v_prediction"},
+    {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
+    {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"min_snr_gamma": 2.0},
-        {"prediction_type": "v_prediction"},
-        {"prediction_type": "v_prediction", "min_snr_gamma": 2.0},
-        {"prediction_type": "v_prediction", "zero_terminal_snr": True},
-        {"motion_weight": 3.0},
-    ],
+    ("stage", "options"),
+    [(stage, options) for stage in ("image", "video") for options in LOSSES] + [("video", {"motion_weight": 3.0})],
 )
 def test_the_loss_is_that_of_the_equations(make_stage: MakeStage, stage: str, options: dict[str, Any]) -> None:
     """Eqs. 1, 2 and 5; v = sqrt(a) noise - sqrt(1 - a) u_0 (arXiv:2202.00512)."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from latent_shift.core.config import Config
+from latent_shift.core.errors import DataError
 from latent_shift.training import Recipe, train
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.report import read_log
@@ -56,6 +60,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.num_train_timesteps": ("video", {}, 500),
     "diffusion.beta_start": ("video", {}, 1e-3),
     "diffusion.beta_end": ("video", {}, 2e-2),
+    "diffusion.beta_schedule": ("video", {}, "linear"),
     "diffusion.prediction_type": ("video", {}, "v_prediction"),
     "diffusion.zero_terminal_snr": ("video", {"diffusion": V}, True),
     "diffusion.min_snr_gamma": ("video", {}, 0.5),
@@ -73,26 +78,27 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "preview.guidance_scale": ("video", {}, 9.0),
     "preview.noise_correlation": ("video", {}, 0.9),
 }
+REFUSED = "test_run.py::test_what_cannot_be_trained_is_one_line_and_leaves_nothing"
 ELSEWHERE = {
-    "stage": "test_road.py",
-    "output": "test_run.py",
-    "data.source": "test_run.py",
-    "data.cache": "test_denoising.py, test_without_a_cache_...",
-    "data.short": "test_clips.py",
-    "data.max_bad_share": "test_cache.py, test_bad_records_...; test_clips.py",
-    "model.autoencoder": "test_run.py",
-    "model.text_encoder": "test_run.py",
-    "model.init": "test_run.py",
-    "distillation.steps": "test_distillation.py",
+    "stage": "test_road.py::test_a_run_leaves_log_curve_checkpoint_recipe_and_done",
+    "output": "test_run.py::test_the_folder_of_another_recipe_is_refused",
+    "data.source": REFUSED,
+    "data.cache": "test_denoising.py::test_without_a_cache_clips_are_decoded_and_encoded_as_they_come",
+    "data.short": "test_options.py::test_short_videos_are_bad_or_taken_whole",
+    "data.max_bad_share": "test_options.py::test_a_share_of_bad_videos_is_borne",
+    "model.autoencoder": REFUSED,
+    "model.text_encoder": REFUSED,
+    "model.init": REFUSED,
+    "distillation.steps": "test_distillation.py::test_a_student_learns_and_is_fast",
     # What makes a run faster or smaller and must not change what it learns:
-    "micro_batch_size": "test_trainer.py, test_micro_batches_...",
-    "gradient_checkpointing": "test_denoising.py, test_gradient_checkpointing_...",
-    "workers": "test_trainer.py, test_workers_...",
-    "device": "test_run.py",
-    "compile": "below",
-    "checkpoint_minutes": "test_trainer.py, test_checkpoints_come_by_the_clock_...",
-    "keep_checkpoints": "test_trainer.py, test_milestones_stay",
-    "trackers": "below",
+    "micro_batch_size": "test_trainer.py::test_micro_batches_change_rounding_alone",
+    "gradient_checkpointing": "test_denoising.py::test_gradient_checkpointing_changes_no_gradient",
+    "workers": "test_trainer.py::test_workers_draw_what_the_process_itself_would",
+    "device": REFUSED,
+    "compile": "test_options.py::test_a_compiled_run_compiles",
+    "checkpoint_minutes": "test_trainer.py::test_checkpoints_come_by_the_clock_and_two_stay",
+    "keep_checkpoints": "test_trainer.py::test_milestones_stay",
+    "trackers": "test_run.py::test_a_tracker_gets_the_rows_of_the_log",
 }
 
 
@@ -131,6 +137,13 @@ def test_no_field_is_forgotten() -> None:
     assert not CHANGES.keys() & ELSEWHERE.keys()
 
 
+@pytest.mark.parametrize("test", sorted(set(ELSEWHERE.values())))
+def test_the_tests_elsewhere_exist(test: str) -> None:
+    file, _, name = test.partition("::")
+    tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_another_value_changes_the_run(make_recipe: MakeRecipe, key: str) -> None:
     stage, both, value = CHANGES[key]
@@ -162,3 +175,34 @@ def test_a_compiled_run_compiles(make_recipe: MakeRecipe, monkeypatch: pytest.Mo
     assert compiled == []
     train(make_recipe("video", "compiled", steps=1, compile=True))
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "live"])
+def test_short_videos_are_bad_or_taken_whole(make_recipe: MakeRecipe, tmp_path: Path, cached: bool) -> None:
+    """The clips last half a second."""
+    data = {"duration_s": 2.0, "cache": str(tmp_path / "cache") if cached else ""}
+    with pytest.raises(DataError, match=r"lasts 0.50 s, less than the clip's 2 s") as caught:
+        train(make_recipe("video", "drop", steps=2, data={**data, "short": "drop"}))
+    assert "\n" not in str(caught.value)
+    assert train(make_recipe("video", "whole", steps=2, data={**data, "short": "whole"})).is_dir()
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "live"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_share_of_bad_videos_is_borne(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path, cached: bool, workers: int
+) -> None:
+    """One of twelve: less than a tenth. What was bad is told in the run's folder."""
+    shutil.copytree(squares, tmp_path / "data")
+    bad = next((tmp_path / "data" / "clips").iterdir())
+    bad.write_bytes(b"RIFF, but no picture")
+    data = {"source": str(tmp_path / "data"), "cache": str(tmp_path / "cache") if cached else "", "balance_by": ""}
+    options: dict[str, Any] = {"steps": 3, "workers": workers, "diffusion": {"image_share": 0.0}}
+    with pytest.raises(DataError, match=r"videos.* are bad, more than max_bad_share = 0[:;] ") as caught:
+        train(make_recipe("video", "none", **options, data={**data, "max_bad_share": 0.0}))
+    assert "\n" not in str(caught.value)
+    borne = make_recipe("video", "some", **options, data={**data, "max_bad_share": 0.2})
+    assert train(borne).is_dir()
+    (row,) = [json.loads(line) for line in (Path(borne.output) / "quarantine.jsonl").read_text().splitlines()]
+    assert row["file"] == str(bad)
+    assert row["reason"]

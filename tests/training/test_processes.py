@@ -53,7 +53,7 @@ def pair(make_tree: MakeTree, road: Path, tmp_path_factory: pytest.TempPathFacto
     model = {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}}
     made = {}
     for processes in (1, 2):
-        tree = make_tree("video", root / str(processes), model=model, steps=6, log_every=1, image_batch_size=2)
+        tree = make_tree("video", root / str(processes), model=model, steps=6, log_every=1, image_batch_size=4)
         tree["keep_every"] = 3
         result = train(parse_config(Recipe, tree), processes)
         assert result.returncode == 0, result.stderr
@@ -89,14 +89,16 @@ def test_a_run_of_two_goes_on_with_any_number(
     facts = json.loads((output / "recipe.json").read_text())
     facts["recipe"]["output"] = str(output)
     (output / "recipe.json").write_text(json.dumps(facts))
-    recipe = make_recipe("video").model_validate({**facts["recipe"], "image_batch_size": 2})
-    if processes == 4:  # two stills cannot be shared between four
-        result = train(recipe, 4)
-        assert result.returncode != 0
-        assert "batch_size must be a multiple of the number of processes, 4, got 2" in result.stderr
-        return
-    result = train(recipe, processes)
+    result = train(make_recipe("video").model_validate(facts["recipe"]), processes)
     assert result.returncode == 0, result.stderr
     left, right = weights(output), weights(pair[1])
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_shared_between_the_processes_is_refused(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("video", image_batch_size=2)
+    result = train(recipe, 4)
+    assert result.returncode != 0
+    assert "batch_size must be a multiple of the number of processes, 4, got 2" in result.stderr
+    assert not (Path(recipe.output) / "checkpoints").exists()

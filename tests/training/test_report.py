@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from pathlib import Path
 
+import pytest
+from disk import full_disk
 from PIL import Image
 
+from latent_shift.core.errors import DataError
+from latent_shift.training import report
 from latent_shift.training.report import plot_losses, read_log
 
 
@@ -34,3 +40,29 @@ def test_the_curve_is_a_picture_that_changes_with_the_log(tmp_path: Path) -> Non
             contents.append(image.tobytes())
     assert contents[0] != contents[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "loss.png"]
+
+
+def test_without_matplotlib_there_is_no_picture_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The base install, which `make demo` makes, has none; a run must not end for a picture."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    report._can_plot.cache_clear()
+    write(tmp_path / "log.jsonl", 3)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    report._can_plot.cache_clear()
+    expected = "the loss is not drawn: matplotlib is not installed; run: pip install 'latent-shift[train]'"
+    assert caplog.messages == [expected]
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", 3)
+    with full_disk() as limit:
+        limit(100)
+        with pytest.raises(DataError) as caught:
+            plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert str(caught.value) == f"{tmp_path / 'loss.png'} cannot be written (File too large)"

@@ -144,6 +144,39 @@ def test_a_stopped_run_equals_one_that_was_not(road: Path, make_recipe: MakeReci
     assert_same_run(Path(recipe.output), road / stage)
 
 
+LIVE: dict[str, Any] = {"data": {"cache": ""}}
+DROPOUT: dict[str, Any] = {"model": {"arguments": {"noise_correlation": 0.5, "dropout": 0.3}}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [LIVE, {**LIVE, "workers": 2}, {"workers": 2}, DROPOUT, {**LIVE, **DROPOUT, "workers": 2, "micro_batch_size": 3}],
+    ids=["live", "live by workers", "workers", "dropout", "all of it"],
+)
+def test_a_stopped_run_of_any_kind_equals_one_that_was_not(
+    make_recipe: MakeRecipe, road: Path, changes: dict[str, Any]
+) -> None:
+    def stop(done: int, *_: Any) -> None:
+        if done == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    whole, stopped = make_recipe("video", "whole", **changes), make_recipe("video", "stopped", **changes)
+    torch.manual_seed(1)
+    train(whole)
+    torch.manual_seed(2)
+    with pytest.raises(TrainingInterrupted, match="stopped after step 3"):
+        train(stopped, stop)
+    torch.manual_seed(3)
+    train(stopped)
+    assert_same_run(Path(stopped.output), Path(whole.output))
+    if "model" in changes:  # the masks are not all ones
+        plain = latest_checkpoint(road / "video/checkpoints")
+        found = latest_checkpoint(Path(whole.output) / "checkpoints")
+        assert plain is not None
+        assert found is not None
+        assert any(not torch.equal(found[0]["ema"][name], tensor) for name, tensor in plain[0]["ema"].items())
+
+
 def test_a_stopped_run_with_8_bit_adam_equals_one_that_was_not(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     def stop(done: int, *_: Any) -> None:
         if done == 3:

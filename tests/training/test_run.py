@@ -42,7 +42,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_finished_run_does_nothing_again(
     make_recipe: MakeRecipe, stage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = make_recipe(stage, steps=2, preview={"prompts": ["red"]})
+    recipe = make_recipe(stage, steps=2)
     assert train(recipe) == Path(recipe.output) / "model"
     before = snapshot(Path(recipe.output))
     assert {"done.json", "log.jsonl", "loss.png"} <= before.keys()

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from latent_shift.core.errors import InputError
+from latent_shift.media import read_video
+from latent_shift.training import train
+from latent_shift.training.checkpoint import latest_checkpoint
+from latent_shift.training.report import read_log
+from latent_shift.training.run import _make_stage
 from latent_shift.training.sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
+
+from .conftest import MakeRecipe
 
 SCRIPT = """
 import sys
@@ -36,6 +48,33 @@ if mesh.get_rank() == 0:
     save_file({name: value.contiguous() for name, value in state.items()}, f"{folder}/optimizer2.safetensors")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+"""
+
+
+RUN = """
+import json, sys
+from types import SimpleNamespace
+import torch
+from accelerate import Accelerator
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch.distributed.fsdp import fully_shard
+from latent_shift.core.config import parse_config
+from latent_shift.training import Recipe, run
+
+class Sharding(Accelerator):
+    # What Accelerate does on GPUs (its FSDP plugin does not run on CPUs): blocks and the root, then the optimiser.
+    def prepare(self, losses, optimizer):
+        for module in list(losses.modules()):
+            if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
+                fully_shard(module)
+        fully_shard(losses)
+        (group,) = optimizer.param_groups
+        group["params"] = [parameter for parameter in losses.parameters() if parameter.requires_grad]
+        return losses, SimpleNamespace(optimizer=optimizer)
+
+run.make_accelerator = lambda recipe: Sharding(cpu=True)
+run.train(parse_config(Recipe, json.load(open(sys.argv[1]))))
 """
 
 
@@ -80,17 +119,7 @@ def test_shards_of_two_processes_are_whole_tensors_on_disk(tmp_path: Path) -> No
     save_file(optimizer_tensors(network, optimizer), tmp_path / "optimizer.safetensors")
     step(network, optimizer)
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    result = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
+    launch(tmp_path / "script.py", str(tmp_path))
     for name, expected in (
         ("network2", full_tensors(dict(network.named_parameters()))),
         ("optimizer2", optimizer_tensors(network, optimizer)),
@@ -99,3 +128,52 @@ def test_shards_of_two_processes_are_whole_tensors_on_disk(tmp_path: Path) -> No
         assert made.keys() == expected.keys()
         for key in made:
             torch.testing.assert_close(made[key], expected[key], rtol=1e-5, atol=1e-6)
+
+
+def launch(script: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, str(script), *arguments], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}], ids=["all weights", "lora"])
+def test_a_sharded_run_draws_saves_goes_on_and_exports_as_one_process_does(
+    make_recipe: MakeRecipe, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    common: dict[str, Any] = {"log_every": 1, "image_batch_size": 2, "keep_every": 2, **options}
+    whole = make_recipe("video", "whole", steps=4, **common)
+    train(whole)
+    (tmp_path / "script.py").write_text(RUN)
+    for steps in (2, 4):  # the second one goes on where the first ended
+        sharded = make_recipe("video", "sharded", steps=steps, **common)
+        (tmp_path / "recipe.json").write_text(sharded.model_dump_json())
+        launch(tmp_path / "script.py", str(tmp_path / "recipe.json"))
+    one, two = (latest_checkpoint(Path(recipe.output) / "checkpoints") for recipe in (whole, sharded))
+    assert one is not None
+    assert two is not None
+    assert one[0].keys() == two[0].keys()
+    for group in one[0]:
+        assert one[0][group].keys() == two[0][group].keys()
+    made = [
+        load_file(Path(recipe.output) / "model/unet/diffusion_pytorch_model.safetensors") for recipe in (whole, sharded)
+    ]
+    assert made[0].keys() == made[1].keys()
+    losses = [[row["loss"] for row in read_log(Path(recipe.output) / "log.jsonl")] for recipe in (whole, sharded)]
+    assert losses[0][:2] == pytest.approx(losses[1][:2], abs=1e-4)
+    for name in ("00.webp", "01.webp", "sheet.png"):
+        frames = [
+            read_video(Path(recipe.output) / "previews/step_00000004" / name).frames.astype(int)
+            for recipe in (whole, sharded)
+        ]
+        assert abs(frames[0] - frames[1]).mean() < 2
+
+
+def test_an_autoencoder_is_not_sharded(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(InputError, match=r"^stage must be image or video where the network is sharded \(FSDP\), got"):
+        _make_stage(make_recipe("autoencoder"), accelerator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
+import logging
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from disk import full_disk
 from torch import Tensor
 
-from latent_shift.core.errors import DataError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.training import trainer
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.config import OptimizerConfig
@@ -27,7 +28,7 @@ from latent_shift.training.trainer import (
     run_stage,
 )
 
-from .conftest import LineStage, MakeRecipe
+from .conftest import LineBatches, LineStage, MakeRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -294,6 +295,136 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(line_re
         assert all(tensor.isfinite().all() for tensor in content(recipe.output).values())
 
 
+class BrokenGradient(LineStage):
+    """From the third step on the loss is a number and its gradient is none."""
+
+    def loss(self, x: Tensor) -> Tensor:
+        losses = super().loss(x)
+        return losses if len(self.seen) < 3 else losses + (self.network[0].weight.sum() * 0).sqrt()  # type: ignore[index, union-attr, operator]
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(line_recipe: MakeRecipe) -> None:
+    stage, recipe = BrokenGradient(), line_recipe(checkpoint_minutes=1e-9)
+    expected = (
+        r"^the gradient of step 3 is nan \(point 2.0, point 2.1, point 2.2, point 2.3, point 2.4 and 3 more\); start"
+    )
+    with pytest.raises(NonFiniteLossError, match=expected):
+        run_stage(stage, recipe)
+    checkpoints = Path(recipe.output) / "checkpoints"
+    assert sorted(path.name for path in checkpoints.glob("*")) == ["step_00000001", "step_00000002"]
+    assert all(tensor.isfinite().all() for tensor in content(recipe.output).values())
+    assert all(weight.isfinite().all() for weight in stage.weights())
+
+
+def test_with_fp16_a_step_without_a_gradient_is_left_out(line_recipe: MakeRecipe) -> None:
+    stage, recipe = BrokenGradient(), line_recipe(steps=4, precision="fp16")
+    run_stage(stage, recipe)
+    assert all(tensor.isfinite().all() for tensor in content(recipe.output).values())
+
+
+class DroppingStage(LineStage):
+    """With dropout, whose masks are no part of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.append(torch.nn.Dropout(0.5))  # type: ignore[operator]
+
+
+def test_masks_of_dropout_follow_from_seed_and_step(line_recipe: MakeRecipe) -> None:
+    torch.manual_seed(1)
+    run_stage(DroppingStage(), line_recipe("straight", steps=6))
+    recipe = line_recipe("stopped", steps=6)
+    torch.manual_seed(2)
+    with pytest.raises(TrainingInterrupted):
+        run_stage(DroppingStage(), recipe, stop_at(3))
+    torch.manual_seed(3)
+    run_stage(DroppingStage(), recipe)
+    assert_equal(content(recipe.output), content(line_recipe("straight").output))
+    run_stage(DroppingStage(), line_recipe("other seed", steps=6, seed=1))
+    other = content(line_recipe("other seed").output)
+    assert not torch.equal(other["network.0.weight"], content(recipe.output)["network.0.weight"])
+
+
+class ShakyBatches(LineBatches):
+    """Each process meets a bad file of its own in each step, and none can read step 3."""
+
+    def draw(self, step: int, rows: range | None = None) -> Tensor:
+        self.quarantined[f"{step}.mp4"] = "is cut off"
+        self.quarantined["everywhere.mp4"] = "is empty"
+        if step == 3 and self.seed:
+            raise InputError("data.source", "films", "have fewer bad files")
+        return super().draw(step, rows)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_workers_cannot_read_is_counted_in_one_file(
+    line_recipe: MakeRecipe, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage, recipe = LineStage(), line_recipe(steps=4, workers=workers)
+    stage.batches = ShakyBatches(0)
+    with caplog.at_level(logging.INFO):
+        run_stage(stage, recipe)
+    place = Path(recipe.output) / "quarantine.jsonl"
+    found = [json.loads(line) for line in place.read_text().splitlines()]
+    names = ["everywhere.mp4", *(f"{step}.mp4" for step in range(4))]
+    assert sorted(row["file"] for row in found) == sorted(names)
+    assert {row["reason"] for row in found} == {"is cut off", "is empty"}
+    assert f"5 files could not be read: {place}" in caplog.messages
+    with place.open("a") as file:
+        file.write('{"file": "cut')  # by a kill
+    again = LineStage()
+    again.batches = ShakyBatches(0)
+    run_stage(again, line_recipe(steps=5, workers=workers))
+    assert [json.loads(line)["file"] for line in place.read_text().splitlines()][5:] == ["4.mp4"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_worker_is_one_line(line_recipe: MakeRecipe, workers: int) -> None:
+    stage, recipe = LineStage(), line_recipe(steps=6, workers=workers, checkpoint_minutes=1e-9)
+    stage.batches = ShakyBatches(1)
+    with pytest.raises(InputError) as caught:
+        run_stage(stage, recipe)
+    assert str(caught.value) == "data.source must have fewer bad files, got 'films'"
+    assert caught.value.argument == "data.source"
+    assert sorted(path.name for path in (Path(recipe.output) / "checkpoints").iterdir())[-1] == "step_00000003"
+    assert '"3.mp4"' in (Path(recipe.output) / "quarantine.jsonl").read_text()
+
+
+def test_a_preview_that_a_kill_took_is_drawn_when_the_run_goes_on(line_recipe: MakeRecipe) -> None:
+    class Killed(LineStage):
+        def preview(self, folder: Path) -> None:
+            super().preview(folder)
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"steps": 4, "preview": {"every": 2}, "checkpoint_minutes": 1e-9}
+    straight = LineStage()
+    run_stage(straight, line_recipe("straight", **options))
+    recipe = line_recipe("killed", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Killed(), recipe)
+    place = Path(recipe.output) / "previews"
+    assert not (place / "step_00000002").exists()
+    stage = LineStage()
+    run_stage(stage, recipe)
+    assert list(stage.previewed) == ["step_00000002", "step_00000004", "export"]
+    for name, weights in straight.previewed.items():
+        assert all(torch.equal(one, other) for one, other in zip(stage.previewed[name], weights, strict=True))
+    assert sorted(path.name for path in place.iterdir()) == ["step_00000002", "step_00000004"]
+    # One that is there is not drawn again, nor is one at a step where none is due.
+    again = LineStage()
+    run_stage(again, line_recipe("killed", **{**options, "steps": 5}))
+    assert list(again.previewed) == ["step_00000005", "export"]
+
+
+def test_a_stop_at_a_step_with_a_preview_draws_it_later(line_recipe: MakeRecipe) -> None:
+    recipe = line_recipe(steps=4, preview={"every": 2})
+    with pytest.raises(TrainingInterrupted):
+        run_stage(LineStage(), recipe, stop_at(2))
+    stage = LineStage()
+    run_stage(stage, recipe)
+    assert list(stage.previewed) == ["step_00000002", "step_00000004", "export"]
+
+
 def test_more_steps_go_on_from_the_end(line_recipe: MakeRecipe) -> None:
     run_stage(LineStage(), line_recipe(steps=3))
     steps: list[int] = []
@@ -393,21 +524,45 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(line_recipe: Ma
     with pytest.raises(TrainingInterrupted):
         run_stage(LineStage(), recipe, stop_at(3))
     before = content(recipe.output)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with pytest.raises(
-            DataError, match=r"^checkpoint .*step_00000004 cannot be written \(.*File too large"
-        ) as caught:
-            run_stage(LineStage(), recipe, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
+    with (
+        full_disk() as limit,
+        pytest.raises(DataError, match=r"^checkpoint .*step_00000004 cannot be written \(.*File too large") as caught,
+    ):
+        run_stage(LineStage(), recipe, lambda *_: limit(600))
     assert str(caught.value).endswith("; the one before it stays")
     assert_equal(content(recipe.output), before)
     assert not list((Path(recipe.output) / "checkpoints").glob(".*"))
     run_stage(LineStage(), recipe)
     run_stage(LineStage(), line_recipe("straight", steps=6))
+    assert_equal(content(recipe.output), content(line_recipe("straight").output))
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "quarantine.jsonl", "previews/step_00000003", "model"])
+def test_a_disk_that_is_full_elsewhere_is_one_line_too(line_recipe: MakeRecipe, name: str) -> None:
+    class Large(LineStage):
+        def write(self, wanted: str, folder: Path) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with full_disk() as limit:
+                limit(600 if name.startswith(wanted) else 10**6)
+                (folder / "picture.png").write_bytes(b"0" * 700)
+
+        def preview(self, folder: Path) -> None:
+            self.write("previews", folder)
+
+        def export(self, folder: Path) -> None:
+            self.write("model", folder)
+
+    stage, recipe = Large(), line_recipe(steps=3, log_every=1)
+    if name == "quarantine.jsonl":
+        recipe = line_recipe(steps=3, log_every=100)
+        stage.batches = ShakyBatches(0)
+    with full_disk() as limit, pytest.raises(DataError) as caught:
+        run_stage(stage, recipe, lambda *_: limit(10) if name.endswith(".jsonl") else None)
+    expected = f"{Path(recipe.output) / name} cannot be written (File too large); the last checkpoint stays"
+    assert str(caught.value) == expected
+    assert not (Path(recipe.output) / "done.json").exists()
+    run_stage(LineStage(), recipe)
+    run_stage(LineStage(), line_recipe("straight", steps=3, log_every=recipe.log_every))
     assert_equal(content(recipe.output), content(line_recipe("straight").output))
 
 

@@ -37,21 +37,22 @@ def train(
     from latent_shift.training.config import Recipe
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` or `torchrun` started
-    resolved = load_config(Recipe, recipe, settings or ())
-    values = resolved.model_dump(mode="json")
+    given = load_config(Recipe, recipe, settings or ())
     if dry_run:
-        typer.echo(json.dumps({"recipe": values, "estimate": _estimate(resolved)}, indent=2))
+        typer.echo(json.dumps(_dry_run(given), indent=2))
         return
-    if first:
-        typer.echo(json.dumps(values, indent=2))
 
     from rich.progress import BarColumn, Progress, TextColumn
 
     from latent_shift.training import train as run
+    from latent_shift.training.noise import resolve_noise
 
     from ._quiet import quiet_libraries
 
     quiet_libraries()
+    resolved, _ = resolve_noise(given)
+    if first:
+        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}")
     with Progress(*columns, disable=not first) as bar:
@@ -66,15 +67,20 @@ def train(
         typer.echo(f"model: {model}")
 
 
-def _estimate(recipe: Recipe) -> dict[str, Any] | str:
-    """What a run needs, or why that cannot be said yet."""
+def _dry_run(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, where it leaves its model's noise process, and what a run needs or why nobody knows."""
     from latent_shift.core.errors import LatentShiftError
     from latent_shift.training.estimate import estimate_run
+    from latent_shift.training.noise import resolve_noise
 
     from ._quiet import quiet_libraries
 
     quiet_libraries()
+    notes: list[str] = []
+    estimate: dict[str, Any] | str
     try:
-        return dataclasses.asdict(estimate_run(recipe))
+        recipe, notes = resolve_noise(recipe)
+        estimate = dataclasses.asdict(estimate_run(recipe))
     except LatentShiftError as error:
-        return f"not known: {error}"
+        estimate = f"not known: {error}"
+    return {"recipe": recipe.model_dump(mode="json"), "notes": notes, "estimate": estimate}

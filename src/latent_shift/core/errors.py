@@ -1,8 +1,22 @@
 """The errors that this package raises on purpose. The command line prints each as one line."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class LatentShiftError(Exception):
     """Base of every error that this package raises on purpose. The message is one line."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Worker processes hand errors over by pickle, which would make them anew from their message alone."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[LatentShiftError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> LatentShiftError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(facts)
+    return error
 
 
 class InputError(LatentShiftError, ValueError):

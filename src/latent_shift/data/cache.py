@@ -11,16 +11,18 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, read_json_object, write_json
 
+from .identity import file_keys
 from .records import CaptionedVideo
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class ClipCache:
     """`(captions + 1,)`, as `frame_offsets`."""
     caption_offsets: npt.NDArray[np.int64]
     """`(records + 1,)`: record `i` has the captions from `caption_offsets[i]` up to `caption_offsets[i + 1]`."""
+    bad: Mapping[str, str] = field(default_factory=dict)
+    """Files that could not be read when the cache was built, and why."""
 
     def clip(self, record: int) -> Array:
         """The encoded frames of a record, `(frames, ...)`."""
@@ -65,8 +69,11 @@ class ClipCache:
 
 
 _ARRAYS = ("frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets")
+_FORMAT = 2
+"""Of what a cache's files mean; another one is another cache."""
 _PART = 64
 """Records of a part."""
+_PARTS_STAY = "its finished parts stay"
 _SHOWN_REASONS = 3
 
 
@@ -83,8 +90,8 @@ def open_or_build_cache(
 ) -> ClipCache:
     """Opens the cache of `records` below `root`, or builds it.
 
-    Its folder is named by a hash of the records (files, sizes, captions) and of `fingerprint`, so a cache of other
-    data, of another autoencoder or of other clips is never read.
+    Its folder is named by a hash of the records (relative paths, sizes, samples of their bytes, captions) and of
+    `fingerprint`, so a cache of other data, of another autoencoder or of other clips is never read.
 
     Args:
         root: where caches live.
@@ -98,10 +105,11 @@ def open_or_build_cache(
         progress: called with "records", what is done and of how many.
 
     Raises:
-        DataError: more records are bad, or a cache on disk is damaged.
+        DataError: more records are bad, a cache on disk is damaged, or the disk is full.
     """
     key = {
-        "records": [[record.path.name, record.size, list(record.captions)] for record in records],
+        "format": _FORMAT,
+        "records": [[*key, list(record.captions)] for key, record in zip(file_keys(records), records, strict=True)],
         "fingerprint": dict(fingerprint),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -110,21 +118,21 @@ def open_or_build_cache(
         logger.info("building the cache %s", place.name)
         bad = _build_parts(_parts_of(place), records, read_frames, encode_frames, encode_text, progress)
         _refuse_many(bad, len(records), max_bad_share)
-        _join_parts(place, records)
-        write_json(
-            place / "cache.json",
-            {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad},
-        )
+        with clear_write_errors(f"cache {place}", _PARTS_STAY):
+            _join_parts(place, records)
+            facts = {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad}
+            write_json(place / "cache.json", facts)
         shutil.rmtree(_parts_of(place), ignore_errors=True)
     try:
-        made_of = read_json_object(place / "cache.json")["sha256"]
+        manifest = read_json_object(place / "cache.json")
+        made_of, unread = manifest["sha256"], dict(manifest.get("bad", {}))
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         lengths = {name: len(arrays[name]) - int(arrays[f"{name[:-1]}_offsets"][-1]) for name in ("frames", "tokens")}
     except (DataError, OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
         raise DataError(f"cache {place} is damaged ({error}); remove it") from error
     if made_of != digest or any(lengths.values()):
         raise DataError(f"cache {place} was made of other data; remove it")
-    return ClipCache(**arrays)
+    return ClipCache(**arrays, bad=unread)
 
 
 def _parts_of(place: Path) -> Path:
@@ -153,7 +161,7 @@ def _build_parts(
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             frames, reasons = _encode_clips(chunk, read_frames, encode_frames)
             tokens = _encode_captions([caption for record in chunk for caption in record.captions], encode_text)
-            with atomic_path(file) as temporary:
+            with clear_write_errors(f"cache {file}", _PARTS_STAY), atomic_path(file) as temporary:
                 np.savez(
                     temporary,
                     frames=np.concatenate([clip for clip in frames if len(clip)] or [np.zeros((0, 1), np.float16)]),
@@ -205,7 +213,10 @@ def _refuse_many(bad: Mapping[str, str], records: int, max_bad_share: float) -> 
 
 
 def _join_parts(place: Path, records: Sequence[CaptionedVideo]) -> None:
-    """All parts in one array each, written through memory maps: a cache may be larger than the memory."""
+    """All parts in one array each, part by part: a cache may be larger than the memory.
+
+    Not through a memory map, on which a full disk is no error but a signal (SIGBUS) that ends the process.
+    """
     files = _part_files(_parts_of(place), len(records))
     with atomic_path(place) as temporary:
         temporary.mkdir()
@@ -216,16 +227,13 @@ def _join_parts(place: Path, records: Sequence[CaptionedVideo]) -> None:
                 with np.load(file) as part:
                     counts += part[f"{name}_counts"].tolist()
                     widest = part[f"{name}s"][:0] if len(part[f"{name}s"]) else widest
-            joined = np.lib.format.open_memmap(
-                temporary / f"{name}s.npy", mode="w+", dtype=widest.dtype, shape=(sum(counts), *widest.shape[1:])
-            )
-            start = 0
-            for file in files:
-                with np.load(file) as part:
-                    rows = part[f"{name}s"]
-                joined[start : start + len(rows)] = rows
-                start += len(rows)
-            joined.flush()
+            shape = (sum(counts), *widest.shape[1:])
+            with (temporary / f"{name}s.npy").open("wb") as joined:
+                header = {"descr": np.lib.format.dtype_to_descr(widest.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(joined, header)
+                for file in files:
+                    with np.load(file) as part:
+                        joined.write(part[f"{name}s"].astype(widest.dtype, copy=False).tobytes())
             np.save(temporary / f"{name}_offsets.npy", _offsets(counts))
         np.save(temporary / "caption_offsets.npy", _offsets([len(record.captions) for record in records]))
 

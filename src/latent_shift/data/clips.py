@@ -114,20 +114,25 @@ class ClipLoader:
         Raises:
             DataError: more than the share `max_bad_share` of the videos is bad. Names the share and some files.
         """
-        index, attempt = self._order.record(position), 0
         while True:
-            if index not in self.bad:
-                self._tried[index] = True
-                try:
-                    return self.read(self.source[index], position)
-                except (DataError, InputError) as error:
-                    self._quarantine(index, error)
-            attempt += 1
-            index = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
+            index = self._index(position)
+            self._tried[index] = True
+            try:
+                return self.read(self.source[index], position)
+            except (DataError, InputError) as error:
+                self._quarantine(index, error)
 
     def record(self, position: int) -> CaptionedVideo:
-        """The record whose turn `position` is, bad or not."""
-        return self.source[self._order.record(position)]
+        """The record of the clip at `position`, as far as is known: of those found bad, another has taken the place."""
+        return self.source[self._index(position)]
+
+    def _index(self, position: int) -> int:
+        """The first record for `position` that is not known to be bad; there is one, or `_quarantine` has raised."""
+        index, attempt = self._order.record(position), 0
+        while index in self.bad:
+            attempt += 1
+            index = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
+        return index
 
     def read(self, record: CaptionedVideo, position: int) -> Clip:
         """The clip of one record that belongs to `position`.

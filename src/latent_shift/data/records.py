@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, read_json_object
 from latent_shift.media import Video, VideoReader, open_video, read_video
+
+from .remote import read_bytes
 
 METADATA_FILE = "metadata.jsonl"
 MANIFEST_FILE = "dataset.json"
@@ -79,17 +79,12 @@ def record_bytes(record: CaptionedVideo) -> bytes:
         DataError: it cannot be read, or is shorter than its archive says. Names it.
     """
     member = record.member
+    if member is not None:
+        return read_bytes(member.archive, member.offset, member.size, str(record.path))
     try:
-        if member is None:
-            return record.path.read_bytes()
-        with fsspec.open(member.archive, "rb") as file:
-            file.seek(member.offset)
-            data: bytes = file.read(member.size)
-    except (OSError, ValueError) as error:
+        return record.path.read_bytes()
+    except OSError as error:
         raise DataError(f"{record.path} cannot be read ({error})") from error
-    if len(data) != member.size:
-        raise DataError(f"{record.path} is truncated: {member.size - len(data)} bytes are missing")
-    return data
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-
+from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path
 
 from ._collect import MEDIA_SUFFIXES, CollectedSource, Source
 from .records import ArchiveMember, CaptionedVideo, record_bytes
+from .remote import beside, is_remote, open_place, read_all, read_failures, shown_path, without_query
 
 INDEX_FILE = "index.jsonl"
 
@@ -34,18 +34,18 @@ def read_shards(place: str, options: Mapping[str, str], argument: str) -> Collec
     """Every sample of the shards at `place`: a tar file, a folder of them, or a URL; `{0000..0099}` counts.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or they cannot be reached.
         DataError: a shard or an index is damaged. Names it.
     """
     del options
-    source = CollectedSource("shards", Path(place))
+    source = CollectedSource("shards", Path(without_query(place)))
     index, shards = _find(place, argument)
     if index is not None:
-        _read_index(source, index)
+        _read_index(source, index, argument)
         return source
     for shard in shards:
-        for name, captions, metadata, member in _scan(shard):
-            source.add(Path(shard) / name, captions, metadata, member)
+        for name, captions, metadata, member in _scan(shard, argument):
+            source.add(shown_path(shard, name), captions, metadata, member)
     return source
 
 
@@ -68,7 +68,7 @@ def write_shards(
 
     Raises:
         InputError: `shard_mb` is not above 0, the source is empty, or the folder cannot be written.
-        DataError: a file of the source cannot be read.
+        DataError: a file of the source cannot be read, or the disk is full.
     """
     if not shard_mb > 0:
         raise InputError("shard_mb", shard_mb, "be above 0")
@@ -86,7 +86,7 @@ def write_shards(
     for number, group in enumerate(groups):
         shard = output / f"{number:05d}.tar"
         if not _holds(shard, group):
-            with atomic_path(shard) as temporary:
+            with clear_write_errors(f"shard {shard}", "those before it stay"), atomic_path(shard) as temporary:
                 _write_shard(temporary, group)
         for name, captions, metadata, member in _scan(str(shard)):
             row = {
@@ -99,23 +99,24 @@ def write_shards(
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         if progress is not None:
             progress("shards", number + 1, len(groups))
-    with atomic_path(output / INDEX_FILE) as temporary:
+    index = output / INDEX_FILE
+    with clear_write_errors(str(index), "the shards stay"), atomic_path(index) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     return len(groups)
 
 
 def _find(place: str, argument: str) -> tuple[str | None, list[str]]:
     """The index where there is one, and the shards."""
-    if "://" not in place and Path(place).is_dir():
+    if not is_remote(place) and Path(place).is_dir():
         index = Path(place) / INDEX_FILE
         if index.is_file():
             return str(index), []
         shards = sorted(str(file) for file in Path(place).glob("*.tar"))
-    elif place.endswith(f"/{INDEX_FILE}"):
+    elif without_query(place).endswith(f"/{INDEX_FILE}"):
         return place, []
     else:
         shards = list(_expand(place))
-    missing = [shard for shard in shards if "://" not in shard and not Path(shard).is_file()]
+    missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
     if missing or not shards:
         expected = f"be a .tar file, a folder of them, their {INDEX_FILE} or a URL of either"
         raise InputError(argument, missing[0] if missing else place, expected)
@@ -133,24 +134,24 @@ def _expand(place: str) -> Iterator[str]:
         yield from _expand(f"{place[: match.start()]}{number:0{len(first)}d}{place[match.end() :]}")
 
 
-def _read_index(source: CollectedSource, index: str) -> None:
-    root = index.rpartition("/")[0] if "/" in index else "."
-    with _open(index) as file:
-        for number, line in enumerate(file.read().decode().splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                archive = f"{root}/{row['archive']}"
-                member = ArchiveMember(archive, int(row["offset"]), int(row["size"]))
-                source.add(Path(archive) / row["file_name"], row["captions"], row["metadata"], member)
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{index}, line {number}: must name archive, file_name, offset and size") from error
+def _read_index(source: CollectedSource, index: str, argument: str) -> None:
+    for number, line in enumerate(read_all(index, argument).decode().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            archive = beside(index, row["archive"])
+            member = ArchiveMember(archive, int(row["offset"]), int(row["size"]))
+            source.add(shown_path(archive, row["file_name"]), row["captions"], row["metadata"], member)
+        except (ValueError, KeyError, TypeError) as error:
+            expected = "must name archive, file_name, offset and size"
+            raise DataError(f"{without_query(index)}, line {number}: {expected}") from error
 
 
-def _scan(shard: str) -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
+def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
     """Name, captions, metadata and place of each sample, in the order of the tar file."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    failures: tuple[type[Exception], ...] = (*read_failures(), tarfile.TarError, ValueError)
     try:
-        with _open(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_place(shard, argument) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 if info.isfile():
                     # WebDataset's keys end at the first dot of the name.
@@ -169,17 +170,15 @@ def _scan(shard: str) -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveM
                 metadata = facts.get("metadata")
                 member = ArchiveMember(shard, media.offset_data, media.size)
                 yield media.name, captions, metadata if isinstance(metadata, dict) else {}, member
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise DataError(f"{shard} is damaged or no tar file ({error})") from error
+    except InputError:
+        raise
+    except failures as error:
+        raise DataError(f"{without_query(shard)} is damaged or no tar file ({error})") from error
 
 
 def _text(archive: tarfile.TarFile, info: tarfile.TarInfo) -> str:
     file = archive.extractfile(info)
     return file.read().decode("utf-8") if file is not None else ""
-
-
-def _open(place: str) -> Any:
-    return fsspec.open(place, "rb").open()
 
 
 def _holds(shard: Path, records: Sequence[CaptionedVideo]) -> bool:

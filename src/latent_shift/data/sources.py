@@ -31,6 +31,7 @@ from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf
 from ._collect import STILL_SUFFIXES, Selection, Source, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
+from .remote import is_remote
 from .shards import INDEX_FILE, read_shards
 
 __all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "is_media", "open_source", "ucf101_sentences"]
@@ -87,6 +88,9 @@ def open_source(spec: str, argument: str = "source") -> Source:
 
 
 def _parse(spec: str, argument: str) -> tuple[str | None, str, dict[str, str]]:
+    kind, _, url = spec.partition(":")
+    if is_remote(url) and kind in KINDS and KINDS[kind].takes_urls:
+        return kind, url, {}  # what follows a "?" is the URL's own: a signature, say
     place, mark, tail = spec.partition("?")
     if mark and Path(spec).exists():
         place, tail = spec, ""

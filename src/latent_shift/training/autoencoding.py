@@ -67,6 +67,7 @@ class CropBatches:
         self._order = SampleOrder([str(group) for group in groups], recipe.seed)
         self._channels = int(config["latent_channels"])
         self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
+        self.quarantined: Mapping[str, str] = cache.bad
 
     def size(self, step: int) -> int:
         """The recipe's, in every step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -76,6 +76,10 @@ class Samples(Protocol):
     def read(self, kind: Kind, position: int, dropped: bool, rng: np.random.Generator) -> Sample:
         """Its content, and one of its captions or, where it is dropped, the empty one."""
 
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Files that could not be read so far, and why."""
+
 
 class CachedSamples:
     """Clips that were encoded before."""
@@ -101,6 +105,7 @@ class CachedSamples:
             if indices
         }
         self.kinds = frozenset(self._orders)
+        self.quarantined: Mapping[str, str] = cache.bad
 
     def record(self, kind: Kind, position: int) -> CaptionedVideo:
         """See `Samples`."""
@@ -143,7 +148,7 @@ class LiveSamples:
         self.kinds = frozenset(self._loaders)
 
     def record(self, kind: Kind, position: int) -> CaptionedVideo:
-        """See `Samples`; where this one is bad, another takes its place."""
+        """See `Samples`; where one was found to be bad, what took its place."""
         return self._loader(kind).record(position)
 
     def read(self, kind: Kind, position: int, dropped: bool, rng: np.random.Generator) -> Sample:
@@ -151,6 +156,11 @@ class LiveSamples:
         clip = self._loader(kind)[position]
         form = _caption_form(rng, len(clip.record.captions))
         return Sample(clip.frames, "" if dropped else clip.record.captions[form])
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """See `Samples`."""
+        return {bad.file: bad.reason for loader in self._loaders.values() for bad in loader.bad.values()}
 
     def _loader(self, kind: Kind) -> ClipLoader:
         return self._loaders["stills" if kind == "still" else "clips"]
@@ -201,6 +211,11 @@ class DenoisingBatches:
         """The recipe's batch size for clips, for stills or for single frames."""
         stills_of_a_video_run = self._recipe.stage == "video" and self._kind(step)[0] == "still"
         return self._recipe.image_batch_size if stills_of_a_video_run else self._recipe.batch_size
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Files that could not be read so far, and why."""
+        return self._samples.quarantined
 
     def names(self, step: int, rows: range) -> list[str]:
         """The files of the rows."""
@@ -263,7 +278,8 @@ class DenoisingBatches:
 
 
 def _groups(recipe: Recipe, records: Sequence[CaptionedVideo]) -> list[str]:
-    return [str(record.metadata.get(recipe.data.balance_by, record.path)) for record in records]
+    """What should come equally often. Several records of one file, each with its caption, are several."""
+    return [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
 
 
 def _caption_form(rng: np.random.Generator, count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -94,14 +95,19 @@ class AutoencoderLossConfig(Config):
 
 
 class DiffusionConfig(Config):
-    """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's."""
+    """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's.
+
+    What a recipe does not say of the process (the first six fields) is that of `model.init`, where there is one.
+    """
 
     num_train_timesteps: int = Field(1000, ge=2)
     """T."""
     beta_start: float = Field(8.5e-4, gt=0)
-    """First beta; the schedule is linear in sqrt(beta), "quad" in Table 6."""
+    """First beta."""
     beta_end: float = Field(1.2e-2, gt=0, lt=1)
     """Last beta."""
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """Linear in sqrt(beta) ("quad" in Table 6), linear in beta, or the cosine of arXiv:2102.09672."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts."""
     zero_terminal_snr: bool = False
@@ -205,7 +211,7 @@ class Recipe(Config):
     autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
     """See `AutoencoderLossConfig`."""
     diffusion: DiffusionConfig = DiffusionConfig()
-    """See `DiffusionConfig`. A distillation has the noise process of its teacher."""
+    """See `DiffusionConfig`."""
     distillation: DistillationConfig = DistillationConfig()
     """See `DistillationConfig`; video stage."""
     preview: PreviewConfig = PreviewConfig()
@@ -213,6 +219,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self._check_stage()
+        for key, why in self._unused():
+            if _is_given(self, key):
+                raise ValueError(f"{key} changes nothing {why}; leave it out")
+        return self
+
+    def _check_stage(self) -> None:
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
@@ -226,4 +239,45 @@ class Recipe(Config):
             raise ValueError("distillation.steps is for the video stage")
         if steps and (self.preview.num_inference_steps, self.preview.guidance_scale) != (steps, 1):
             raise ValueError(f"distillation needs preview.num_inference_steps = {steps} and preview.guidance_scale = 1")
-        return self
+
+    def _unused(self) -> Iterator[tuple[str, str]]:
+        """What this run never looks at: dotted keys of fields or of whole tables, and for which runs that is so."""
+        for key in _UNUSED[self.stage]:
+            yield key, f"in the {self.stage} stage"
+        if self.model.init and self.stage == "image":
+            yield from (
+                (key, "with model.init, which has its own") for key in ("model.text_encoder", "model.max_tokens")
+            )
+        if self.model.init and self.stage == "autoencoder":
+            yield "model.arguments", "with model.init, whose network goes on learning"
+        if self.distillation.steps:
+            yield from ((f"diffusion.{name}", "in a distillation") for name in ("min_snr_gamma", "random_phase"))
+        else:
+            yield "distillation", "without distillation.steps"
+        if not self.lora.rank:
+            yield "lora", "without lora.rank"
+
+
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "autoencoder": (
+        *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation"),
+        *("model.autoencoder", "model.text_encoder", "model.video", "model.max_tokens"),
+        *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale", "preview.noise_correlation"),
+    ),
+    "image": (
+        *("image_batch_size", "autoencoder_loss", "distillation"),
+        *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase"),
+    ),
+    "video": ("autoencoder_loss", "model.text_encoder", "model.max_tokens"),
+}
+
+
+def _is_given(config: Config, key: str) -> bool:
+    """Whether a dotted key was set, to another value than its default: a saved recipe has all of those."""
+    name, _, rest = key.partition(".")
+    if name not in config.model_fields_set:
+        return False
+    value = getattr(config, name)
+    if isinstance(value, Config):
+        return any(_is_given(value, inner) for inner in ((rest,) if rest else type(value).model_fields))
+    return bool(value != type(config).model_fields[name].get_default(call_default_factory=True))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
@@ -28,7 +30,7 @@ from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Sample
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, save_lora
-from .networks import autocast
+from .networks import UNETS, autocast
 from .sharding import full_tensors
 from .sources import open_records
 
@@ -121,7 +123,8 @@ class DenoisingStage:
         count, processes = len(options.prompts), accelerator.num_processes
         rounds = math.ceil(count / processes)
         mine = [(accelerator.process_index + turn * processes) % count for turn in range(rounds)]
-        drawn = dict(pair for pairs in gather_object([self._draw_previews(mine)]) for pair in pairs)
+        with self._whole_network():
+            drawn = dict(pair for pairs in gather_object([self._draw_previews(mine)]) for pair in pairs)
         if not accelerator.is_main_process:
             return
         frames = np.stack([drawn[index] for index in range(count)])
@@ -138,10 +141,7 @@ class DenoisingStage:
         weights = full_tensors(self.network.state_dict())
         if not self._accelerator.is_main_process:
             return
-        unet = type(self.network).from_config(self.network.config)
-        if self._recipe.lora.rank:
-            add_lora(unet, self._recipe.lora)
-        unet.load_state_dict(weights)
+        unet = self._network_of(weights)
         if self._recipe.lora.rank:
             with atomic_path(folder.with_name("lora")) as temporary:
                 save_lora(unet, temporary)
@@ -152,10 +152,31 @@ class DenoisingStage:
         parts = {**self.pipeline.components, **frozen, "unet": unet.half()}
         LatentShiftPipeline(**parts, **settings).save_pretrained(folder)
 
+    def _network_of(self, weights: Mapping[str, Tensor]) -> VideoUNet:
+        """Another network of the same kind, with these whole weights."""
+        unet: VideoUNet = UNETS[self._recipe.model.video].from_config(self.network.config)
+        if self._recipe.lora.rank:
+            add_lora(unet, self._recipe.lora)
+        unet.load_state_dict(weights)
+        return unet
+
+    @contextlib.contextmanager
+    def _whole_network(self) -> Iterator[None]:
+        """The pipeline draws with whole tensors: a network that is sharded (FSDP2) computes inside its root alone."""
+        if not any(isinstance(parameter, DTensor) for parameter in self.network.parameters()):
+            yield
+            return
+        weights = full_tensors(self.network.state_dict())
+        self.pipeline.register_modules(unet=self._network_of(weights).to(self._accelerator.device))
+        try:
+            yield
+        finally:
+            self.pipeline.register_modules(unet=self.network)
+
     def _draw_previews(self, indices: Sequence[int]) -> list[tuple[int, Frames]]:
         options, recipe = self._recipe.preview, self._recipe
         seeds = [derive_seed(recipe.seed, "preview", index) for index in indices]
-        self.network.eval()
+        self.pipeline.unet.eval()
         self.pipeline.set_progress_bar_config(disable=True)
         with autocast(self._accelerator.device, recipe.precision):
             output: Any = self.pipeline(
@@ -167,7 +188,7 @@ class DenoisingStage:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="np",
             )
-        self.network.train()
+        self.pipeline.unet.train()
         clips = (np.asarray(output.frames) * 255).round().astype(np.uint8)
         return list(zip(indices, clips, strict=True))
 
@@ -178,7 +199,7 @@ def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
         num_train_timesteps=options.num_train_timesteps,
         beta_start=options.beta_start,
         beta_end=options.beta_end,
-        beta_schedule="scaled_linear",
+        beta_schedule=options.beta_schedule,
         prediction_type=options.prediction_type,
         rescale_betas_zero_snr=options.zero_terminal_snr,
         clip_sample=False,

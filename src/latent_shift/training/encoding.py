@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +57,8 @@ def open_clip_cache(
 ) -> ClipCache:
     """The cache of moments and text features below `data.cache`; what is missing of it is encoded first.
 
-    It is found again by the records' files and captions, the weights of the autoencoder and of the text encoder, and
-    what is cut out of a video; anything else is another cache.
+    It is found again by the records' files and captions, the weights of the autoencoder and of the text encoder, the
+    tokenizer and its padding, and what is cut out of a video; anything else is another cache.
 
     Args:
         pipeline: whose autoencoder and text encoder encode.
@@ -80,6 +82,8 @@ def open_clip_cache(
             "kind": "moments",
             "autoencoder": _weights_hash(pipeline.vae),
             "text_encoder": _weights_hash(pipeline.text_encoder),
+            "tokenizer": _tokenizer_hash(pipeline.tokenizer),
+            "mask_padding": pipeline.config.mask_padding,
             "max_tokens": pipeline.max_prompt_tokens,
             **clip_fingerprint(data, seed),
         },
@@ -95,3 +99,16 @@ def _weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of what decides a tokenizer's tokens; how a call before this one padded and cut is no part of it."""
+    facts: dict[str, Any] = {
+        "class": type(tokenizer).__name__,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "vocabulary": tokenizer.get_vocab(),
+    }
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        facts["backend"] = {name: part for name, part in backend.items() if name not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

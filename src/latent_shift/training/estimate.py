@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import read_json_object
+from latent_shift.models import TemporalAttention
 from latent_shift.ops.rates import matrix_rate
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
@@ -23,11 +28,13 @@ from .networks import DTYPES, UNETS, make_network
 
 _GIB = 2**30
 _AUTOENCODER_FACTOR = 8
+_COMPUTED_AGAIN = (ResnetBlock2D, BasicTransformerBlock, TemporalAttention)
+"""What a U-Net with gradient checkpointing computes again, each by itself."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Needs of one process; the frozen autoencoder and text encoder come on top.
+    """Needs of one process.
 
     Attributes:
         parameters: of the U-Net.
@@ -36,8 +43,13 @@ class Estimate:
         gradients_gib: gradients, GiB.
         optimizer_gib: the optimiser's state, GiB.
         activations_gib: what the backward pass keeps of one micro-batch, GiB, with attention as plain matrix
-            products (fused attention keeps less); not known with gradient checkpointing.
-        step_tflop: floating-point operations of one optimiser step of this process, 10^12, forward and backward.
+            products (fused attention keeps less). With gradient checkpointing: what is kept between the parts that are
+            computed again, and of the largest of these all.
+        frozen_gib: weights of the autoencoder, the text encoder and a distillation's teacher, GiB; not known where the
+            recipe names parts that are not there yet.
+        total_gib: all of these, GiB. Buffers of the libraries, previews and clips that are encoded live come on top.
+        step_tflop: floating-point operations of one optimiser step of this process, 10^12, forward and backward; those
+            that checkpointing repeats count twice.
         matrix_tflop_per_s: what this device does in matrix products of the recipe's precision, measured now.
         step_seconds_at_least: the quotient. A run takes longer: norms and attention move memory, and data are drawn.
     """
@@ -47,7 +59,9 @@ class Estimate:
     weights_gib: float
     gradients_gib: float
     optimizer_gib: float
-    activations_gib: float | None
+    activations_gib: float
+    frozen_gib: float | None
+    total_gib: float | None
     step_tflop: float
     matrix_tflop_per_s: float
     step_seconds_at_least: float
@@ -57,7 +71,8 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     """Counts what one of `processes` needs for the largest step of an image or a video run.
 
     Raises:
-        InputError: the recipe's `model.init` is not there, or its stage is the autoencoder's.
+        InputError: a model that the recipe names is not there, or its stage is the autoencoder's.
+        DataError: a file of such a model is damaged.
     """
     if recipe.stage == "autoencoder":
         raise InputError("stage", recipe.stage, "be image or video for an estimate")
@@ -77,21 +92,96 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     activations, flop = _count(unet.to(dtype).train(), recipe, rows)
     rate = matrix_rate(device, dtype)
     step_flop = flop * share / rows
+    weights, gradients = 4 * (total + trained), 4 * trained
+    optimizer = (2 if recipe.optimizer.name == "adamw8bit" else 8) * trained
+    parts = _frozen_parameters(recipe)
+    frozen = None if parts is None else 4 * parts + (dtype.itemsize * total if recipe.distillation.steps else 0)
+    whole = None if frozen is None else weights + gradients + optimizer + activations + frozen
     return Estimate(
         parameters=total,
         trained_parameters=trained,
-        weights_gib=round(4 * (total + trained) / _GIB, 3),
-        gradients_gib=round(4 * trained / _GIB, 3),
-        optimizer_gib=round((2 if recipe.optimizer.name == "adamw8bit" else 8) * trained / _GIB, 3),
-        activations_gib=None if recipe.gradient_checkpointing else round(activations / _GIB, 3),
+        weights_gib=round(weights / _GIB, 3),
+        gradients_gib=round(gradients / _GIB, 3),
+        optimizer_gib=round(optimizer / _GIB, 3),
+        activations_gib=round(activations / _GIB, 3),
+        frozen_gib=None if frozen is None else round(frozen / _GIB, 3),
+        total_gib=None if whole is None else round(whole / _GIB, 3),
         step_tflop=round(step_flop / 1e12, 6),
         matrix_tflop_per_s=round(rate / 1e12, 3),
         step_seconds_at_least=round(step_flop / rate, 3),
     )
 
 
+def _frozen_parameters(recipe: Recipe) -> int | None:
+    """Of the autoencoder and the text encoder, which training holds in fp32, by their files' headers; None of none."""
+    model = recipe.model
+    init = Path(model_folder(model.init)) if model.init else None
+    text = Path(model.text_encoder) if init is None else init
+    autoencoder = Path(model.autoencoder) if model.autoencoder or init is None else init / "vae"
+    count = 0
+    for folder in (autoencoder, text / "text_encoder"):
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            return None
+        for file in files:
+            try:
+                with safe_open(file, "pt") as tensors:
+                    count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{file} is damaged ({error})") from error
+    return count
+
+
+class _Kept:
+    """Counts what the backward pass keeps: all storages that are saved while it listens, but for those of weights."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._weights = {_storage(parameter) for parameter in unet.parameters()}
+        self._found: dict[Any, Tensor] = {}
+
+    def add(self, tensor: Tensor) -> Tensor:
+        storage = _storage(tensor)
+        if storage not in self._weights:
+            self._found[storage] = tensor
+        return tensor
+
+    @property
+    def size(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._found.values())
+
+    def listen(self) -> saved_tensors_hooks:
+        return saved_tensors_hooks(self.add, lambda tensor: tensor)
+
+
 def _count(unet: nn.Module, recipe: Recipe, rows: int) -> tuple[int, float]:
     """Bytes that the backward pass keeps, and operations of forward and backward, of `rows` rows."""
+    if not recipe.gradient_checkpointing:
+        return _run(unet, recipe, rows, _Kept(unet))
+    largest = _largest_part(unet, recipe, rows)
+    cast("Any", unet).enable_gradient_checkpointing()
+    between, flop = _run(unet, recipe, rows, _Kept(unet))
+    return between + largest, flop
+
+
+def _largest_part(unet: nn.Module, recipe: Recipe, rows: int) -> int:
+    """Bytes that the largest of the parts keeps that checkpointing computes again one at a time."""
+    kept, before, largest = _Kept(unet), [0], [0]
+
+    def start(*_: Any) -> None:
+        before[0] = kept.size
+
+    def end(*_: Any) -> None:
+        largest[0] = max(largest[0], kept.size - before[0])
+
+    for module in unet.modules():
+        if isinstance(module, _COMPUTED_AGAIN):
+            module.register_forward_pre_hook(start)
+            module.register_forward_hook(end)
+    _run(unet, recipe, rows, kept)
+    return largest[0]
+
+
+def _run(unet: nn.Module, recipe: Recipe, rows: int, kept: _Kept) -> tuple[int, float]:
     config: Any = unet.config
     side = recipe.data.size // _AUTOENCODER_FACTOR
     frames = recipe.data.num_frames if recipe.stage == "video" else 1
@@ -99,20 +189,11 @@ def _count(unet: nn.Module, recipe: Recipe, rows: int) -> tuple[int, float]:
     sample = torch.zeros(rows, config.in_channels, frames, side, side, dtype=dtype, device="meta")
     text = torch.zeros(rows, recipe.model.max_tokens, config.cross_attention_dim, dtype=dtype, device="meta")
     steps = torch.zeros(rows, dtype=torch.int64, device="meta")
-    weights = {_storage(parameter) for parameter in unet.parameters()}
-    kept: dict[Any, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = _storage(tensor)
-        if storage not in weights:
-            kept[storage] = tensor
-        return tensor
-
     boundary = "zero" if recipe.stage == "video" else None
     with FlopCounterMode(display=False) as counter:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept.listen():
             prediction: Tensor = unet(sample, steps, text, boundary=boundary, return_dict=False)[0]
-        size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        size = kept.size
         prediction.sum().backward()  # type: ignore[no-untyped-call]
     return size, float(counter.get_total_flops())
 

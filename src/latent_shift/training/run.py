@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from pydantic import ValidationError
 
 from latent_shift import __version__
@@ -27,6 +28,7 @@ from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network
+from .noise import resolve_noise
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         InputError: a setting is wrong, or the run's folder belongs to another recipe.
         TrainingInterrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
+    recipe, notes = resolve_noise(recipe)
+    for note in notes:
+        logger.warning(note)
     output = Path(recipe.output)
     with _claimed(output, recipe):
         if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
@@ -91,6 +96,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
     if recipe.stage == "autoencoder":
+        if accelerator.distributed_type == DistributedType.FSDP:  # it is small, and computes outside its loss, too
+            raise InputError("stage", recipe.stage, "be image or video where the network is sharded (FSDP)")
         return AutoencoderStage(recipe, accelerator)
     return _denoising(recipe, accelerator)
 

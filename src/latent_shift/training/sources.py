@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
@@ -13,6 +15,10 @@ from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_so
 from latent_shift.media import Frames
 
 from .config import DataConfig
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_REASONS = 3
 
 
 def open_records(spec: str, stage: str) -> Selection:
@@ -29,10 +35,18 @@ def open_records(spec: str, stage: str) -> Selection:
     source: Source = open_source(spec, "data.source")
     if isinstance(source, CaptionedVideoFolder):
         verify_heldout(source.manifest, source.path)
+    _log_dropped(source)
     records = stage_records(source, stage)
     if not records:
         raise InputError("data.source", spec, f"have records for the {stage} stage")
     return Selection(source, records)
+
+
+def _log_dropped(source: Source) -> None:
+    reasons = Counter(entry.reason for entry in source.dropped)
+    if reasons:
+        shown = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS))
+        logger.info("%s: %d records, %d dropped (%s)", source.path, len(source), len(source.dropped), shown)
 
 
 def is_still(record: CaptionedVideo) -> bool:

@@ -8,14 +8,14 @@ a run is and not what it learns.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -23,18 +23,20 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset
 
+from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
-from latent_shift.core.files import atomic_path, write_json
+from latent_shift.core.files import write_json
+from latent_shift.core.seeding import derive_seed
 from latent_shift.models.attention import training_attention
 
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .config import Recipe
 from .networks import autocast
 from .optimizer import learning_rate, make_optimizer
-from .report import plot_losses, read_log
+from .report import Clock, Quarantine, TrainingLog, plot_losses
 from .sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
+from .shares import Batches, Share, Shares, load_shares
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +44,6 @@ Progress = Callable[[int, int, float, float], None]
 """Called with steps done, all steps, the loss and the seconds left."""
 
 _NAMES_SHOWN = 5
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """What the steps of a stage learn from: data alone and no network, so that worker processes may draw it."""
-
-    def size(self, step: int) -> int:
-        """Rows of the batch of optimiser step `step`, over all processes."""
-
-    def draw(self, step: int, rows: range) -> Any:
-        """These rows of it, on the CPU; a function of (seed, step, rows)."""
-
-    def names(self, step: int, rows: range) -> list[str]:
-        """What the rows are of: file names, for messages."""
 
 
 @runtime_checkable
@@ -87,7 +75,7 @@ class TrainingInterrupted(LatentShiftError):
 
 
 class NonFiniteLossError(LatentShiftError):
-    """The loss is NaN or infinite."""
+    """The loss, or its gradient, is NaN or infinite."""
 
 
 def run_stage(
@@ -99,7 +87,7 @@ def run_stage(
         InputError: a batch cannot be shared out equally between the processes.
         DataError: the checkpoint is of another network, or of a version with other names.
         TrainingInterrupted: on Ctrl-C or SIGTERM, in any process, after a checkpoint.
-        NonFiniteLossError: if a loss is NaN or infinite; names the samples, and the last checkpoint stays.
+        NonFiniteLossError: if a loss or its gradient is NaN or infinite; names the samples, and nothing is saved.
     """
     _Run(stage, recipe, accelerator or Accelerator(cpu=recipe.device == "cpu", mixed_precision="no")).train(progress)
 
@@ -108,7 +96,7 @@ class _Run:
     def __init__(self, stage: Stage, recipe: Recipe, accelerator: Accelerator) -> None:
         self._stage, self._recipe, self._accelerator = stage, recipe, accelerator
         self._output = Path(recipe.output)
-        self._shares = _Shares(stage.batches, accelerator.num_processes, accelerator.process_index, recipe)
+        self._shares = Shares(stage.batches, accelerator.num_processes, accelerator.process_index, recipe)
         optimizer = make_optimizer(self._trained().values(), recipe.optimizer)
         self._losses, prepared = accelerator.prepare(_Losses(stage), optimizer)
         self._optimizer: torch.optim.Optimizer = prepared.optimizer
@@ -117,15 +105,21 @@ class _Run:
             raise InputError("optimizer.name", "adamw8bit", "be adamw or adam where the parameters are sharded (FSDP)")
         self._ema = EMAModel(self._parameters, decay=recipe.optimizer.ema_decay)
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
+        self._quarantine = Quarantine(self._output / "quarantine.jsonl") if accelerator.is_main_process else None
+        self._bad: dict[str, str] = {}
 
     def train(self, progress: Progress | None) -> None:
         recipe, output, main = self._recipe, self._output, self._accelerator.is_main_process
         start, state = self._resume()
-        log = _TrainingLog(output / "log.jsonl", start, state.get("losses", ())) if main else None
-        clock = _Clock(float(state.get("seconds", 0.0)))
+        log = TrainingLog(output / "log.jsonl", start, state.get("losses", ())) if main else None
+        clock = Clock(float(state.get("seconds", 0.0)))
+        if start and self._sum(main and not self._preview_folder(start).exists())[0]:
+            self._preview(start)  # a run that ended between the checkpoint and its preview
         saved = started = time.monotonic()
         with _stop_signals() as stopped:
-            for step, share in zip(range(start, recipe.steps), self._loader(start), strict=True):
+            shares = load_shares(self._shares, start, recipe, self._accelerator)
+            for step, share in zip(range(start, recipe.steps), shares, strict=True):
+                self._note_bad(share)
                 loss, last = self._step(step, share), step + 1 == recipe.steps
                 if log is not None:
                     log.add(step + 1, loss, clock.seconds)
@@ -142,38 +136,67 @@ class _Run:
                     saved = time.monotonic()
                 if stopping and not last:
                     raise TrainingInterrupted(f"stopped after step {step + 1}; the same command goes on from there")
-                if last or (step + 1) % recipe.preview.every == 0:
-                    with self._averaged_weights():
-                        self._stage.preview(output / "previews" / f"step_{step + 1:08d}")
-        with self._averaged_weights():
+                self._preview(step + 1)
+        with self._averaged_weights(), clear_write_errors(str(output / "model"), "the last checkpoint stays"):
             self._stage.export(output / "model")
         if main:
-            write_json(output / "done.json", {"steps": recipe.steps, "seconds": round(clock.seconds, 1)})
+            with clear_write_errors(str(output / "done.json"), "the last checkpoint stays"):
+                write_json(output / "done.json", {"steps": recipe.steps, "seconds": round(clock.seconds, 1)})
         self._accelerator.wait_for_everyone()
 
-    def _step(self, step: int, share: list[tuple[range, Any]]) -> float:
+    def _preview_folder(self, step: int) -> Path:
+        return self._output / "previews" / f"step_{step:08d}"
+
+    def _preview(self, step: int) -> None:
+        """Draws the preview of a step, whole or not at all, where one is due."""
+        if step != self._recipe.steps and step % self._recipe.preview.every:
+            return
+        place = self._preview_folder(step)
+        drawing = place.parent / ".drawing" / place.name
+        with self._averaged_weights(), clear_write_errors(str(place), "the last checkpoint stays"):
+            if self._accelerator.is_main_process:
+                shutil.rmtree(drawing.parent, ignore_errors=True)  # of a run that was killed while it drew
+            self._stage.preview(drawing)
+            if self._accelerator.is_main_process and drawing.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                drawing.rename(place)
+                drawing.parent.rmdir()
+
+    def _note_bad(self, share: Share) -> None:
+        """Keeps what could not be read, and raises what kept a share from being drawn at all."""
+        self._bad |= share.quarantined
+        if self._quarantine is not None:
+            self._quarantine.add(share.quarantined)
+        if share.error is not None:
+            raise share.error
+
+    def _step(self, step: int, share: Share) -> float:
         """One optimiser step: the mean loss of the whole batch."""
         accelerator, recipe, optimizer = self._accelerator, self._recipe, self._optimizer
         device, size = accelerator.device, self._stage.batches.size(step)
+        torch.manual_seed(derive_seed(recipe.seed, "step", step, accelerator.process_index))  # dropout's masks
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, recipe.optimizer)
         optimizer.zero_grad(set_to_none=True)
         total, bad = torch.zeros((), device=device), []
-        for number, (rows, batch) in enumerate(share, start=1):
-            waiting = accelerator.no_sync(self._losses) if number < len(share) else contextlib.nullcontext()
+        for number, part in enumerate(share.parts, start=1):
+            waiting = accelerator.no_sync(self._losses) if number < len(share.parts) else contextlib.nullcontext()
             with waiting, training_attention(device):
                 with autocast(device, recipe.precision):
-                    losses: Tensor = self._losses(batch)
+                    losses: Tensor = self._losses(part.batch)
                 # The processes' gradients are averaged, so this makes the mean over the whole batch of all of them.
                 scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes / size))
                 accelerator.backward(scaled)
             total += losses.detach().sum()
-            bad += [rows[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
+            bad += [part.names[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
         (loss,) = self._sum(total.item() / size)
         if not math.isfinite(loss):
-            self._refuse(step, loss, bad)
+            self._refuse("loss", step, loss, bad)
         self._scaler.unscale_(optimizer)
-        accelerator.clip_grad_norm_(self._parameters, recipe.optimizer.max_grad_norm)
+        norm: Tensor = accelerator.clip_grad_norm_(self._parameters, recipe.optimizer.max_grad_norm)
+        length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if not math.isfinite(length) and not self._scaler.is_enabled():  # which leaves the step out, and scales less
+            self._refuse("gradient", step, length, [name for part in share.parts for name in part.names])
         self._scaler.step(optimizer)
         self._scaler.update()
         self._ema.step(self._parameters)
@@ -186,23 +209,15 @@ class _Run:
         tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
         return cast("list[float]", self._accelerator.reduce(tensor, "sum").tolist())
 
-    def _refuse(self, step: int, loss: float, bad: list[int]) -> None:
-        names = gather_object([self._stage.batches.names(step, range(row, row + 1))[0] for row in bad])
+    def _refuse(self, what: str, step: int, value: float, files: list[str]) -> NoReturn:
+        names = gather_object(files)
         more = len(names) - _NAMES_SHOWN
         shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         hint = "start anew in another output folder with a lower optimizer.learning_rate"
-        raise NonFiniteLossError(f"the loss of step {step + 1} is {loss} ({shown}); {hint}")
+        raise NonFiniteLossError(f"the {what} of step {step + 1} is {value} ({shown}); {hint}")
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._stage.network.named_parameters() if value.requires_grad}
-
-    def _loader(self, start: int) -> DataLoader[list[tuple[range, Any]]]:
-        """This process's shares of the steps from `start`; worker processes draw ahead where the recipe has some."""
-        workers = self._recipe.workers
-        if workers is None:
-            workers = 0 if self._accelerator.device.type == "cpu" else 4
-        steps: Any = range(start, self._recipe.steps)
-        return DataLoader(self._shares, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_is)
 
     def _save(self, step: int, state: dict[str, Any]) -> None:
         groups = {
@@ -210,9 +225,15 @@ class _Run:
             "ema": full_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True))),
             "optimizer": optimizer_tensors(self._stage.network, self._optimizer),
         }
-        if self._accelerator.is_main_process:
+        found = gather_object([self._bad])
+        self._bad = {}
+        if self._quarantine is not None:
             recipe, scaler = self._recipe, self._scaler.state_dict()
             place = self._output / "checkpoints"
+            for bad in found:
+                self._quarantine.add(bad)
+            if len(self._quarantine):
+                logger.info("%d files could not be read: %s", len(self._quarantine), self._quarantine.path)
             save_checkpoint(
                 place, step, groups, {**state, "scaler": scaler}, recipe.keep_checkpoints, recipe.keep_every
             )
@@ -262,27 +283,6 @@ class _Losses(nn.Module):
         return self._loss(batch)
 
 
-class _Shares(Dataset[list[tuple[range, Any]]]):
-    """For each step the part of its batch that is one process's, as micro-batches with their rows."""
-
-    def __init__(self, batches: Batches, processes: int, index: int, recipe: Recipe) -> None:
-        self._batches, self._processes, self._index, self._most = batches, processes, index, recipe.micro_batch_size
-        for step in range(min(recipe.steps, 1000)):
-            if batches.size(step) % processes:
-                expected = f"be a multiple of the number of processes, {processes}"
-                raise InputError("batch_size", batches.size(step), expected)
-
-    def __getitem__(self, step: int) -> list[tuple[range, Any]]:
-        share = self._batches.size(step) // self._processes
-        first, most = share * self._index, self._most or share
-        parts = [range(first + row, first + min(row + most, share)) for row in range(0, share, most)]
-        return [(rows, self._batches.draw(step, rows)) for rows in parts]
-
-
-def _as_is(share: Any) -> Any:
-    return share
-
-
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM ask for a stop after the step; a second one ends at once."""
@@ -298,43 +298,3 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Clock:
-    """Seconds of training over all stretches of a run."""
-
-    def __init__(self, before: float) -> None:
-        self._start = time.monotonic() - before
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-
-class _TrainingLog:
-    """Averages losses and appends them to a JSONL file, from which a resumed run first drops what it will redo."""
-
-    def __init__(self, path: Path, start: int, unwritten: Iterable[float] = ()) -> None:
-        self._path = path
-        self._losses = list(unwritten)
-        self._row: dict[str, int | float] = {}
-        kept = [row for row in read_log(path) if row["step"] <= start]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-
-    @property
-    def unwritten(self) -> list[float]:
-        """Losses since the last row; a checkpoint keeps them, so that a resumed run writes the same rows."""
-        return list(self._losses)
-
-    def add(self, step: int, loss: float, seconds: float) -> None:
-        self._losses.append(loss)
-        self._row = {"step": step, "seconds": round(seconds, 2)}
-
-    def write(self, rate: float) -> dict[str, int | float]:
-        loss = sum(self._losses) / len(self._losses)
-        row = {**self._row, "loss": round(loss, 6), "learning_rate": rate}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self._losses.clear()
-        return row

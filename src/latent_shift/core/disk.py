@@ -1,0 +1,30 @@
+"""A full or failing disk is one clear line, whichever library found it out."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from .errors import DataError
+
+
+@contextlib.contextmanager
+def clear_write_errors(what: str, hint: str = "") -> Iterator[None]:
+    """An error of the disk while the block writes becomes a `DataError` that says what could not be written, and why.
+
+    Args:
+        what: what is written, and where.
+        hint: what the reader may still rely on, or do.
+
+    Raises:
+        DataError: the disk is full, or fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Libraries in Rust (safetensors, tokenizers) have errors of their own, with the system's number in the text.
+        if not isinstance(error, OSError) and not re.search(r"\(os error \d+\)", str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{what} cannot be written ({reason}){hint and f'; {hint}'}") from error
