@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,20 @@ def test_frozen_parts_and_a_total_are_counted(make_recipe: MakeRecipe, road: Pat
     assert teacher.frozen_gib - plain.frozen_gib == pytest.approx(4 * plain.parameters / 2**30, abs=2e-3)
 
 
+def test_captions_are_as_long_as_those_of_the_model(make_recipe: MakeRecipe, road: Path, tmp_path: Path) -> None:
+    init = Path(shutil.copytree(road / "image/model", tmp_path / "init"))
+    index = json.loads((init / "model_index.json").read_text())
+    flops = []
+    for tokens in (8, 77, None):  # None: as many as the tokenizer takes, CLIP's 77
+        (init / "model_index.json").write_text(json.dumps({**index, "max_tokens": tokens}))
+        flops.append(estimate_run(make_recipe("video", model={"init": str(init)})).step_tflop)
+    assert flops[0] < flops[1] == flops[2]
+
+
 def test_parts_that_are_not_there_yet_are_not_known(make_recipe: MakeRecipe) -> None:
     found = estimate_run(make_recipe("image", model={"autoencoder": "nowhere"}))
     assert (found.frozen_gib, found.total_gib) == (None, None)
-    assert found.weights_gib > 0
+    assert found.parameters > 0
 
 
 def test_a_damaged_part_is_named(make_recipe: MakeRecipe, road: Path, tmp_path: Path) -> None:

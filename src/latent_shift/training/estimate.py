@@ -20,6 +20,7 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import read_json_object
 from latent_shift.models import TemporalAttention
 from latent_shift.ops.rates import matrix_rate
+from latent_shift.pipelines.components import read_index
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .config import Recipe
@@ -28,6 +29,8 @@ from .networks import DTYPES, UNETS, make_network
 
 _GIB = 2**30
 _AUTOENCODER_FACTOR = 8
+_CLIP_TOKENS = 77
+"""Of models that leave the length of captions to their tokenizer, which is CLIP's."""
 _COMPUTED_AGAIN = (ResnetBlock2D, BasicTransformerBlock, TemporalAttention)
 """What a U-Net with gradient checkpointing computes again, each by itself."""
 
@@ -187,7 +190,7 @@ def _run(unet: nn.Module, recipe: Recipe, rows: int, kept: _Kept) -> tuple[int, 
     frames = recipe.data.num_frames if recipe.stage == "video" else 1
     dtype = next(unet.parameters()).dtype
     sample = torch.zeros(rows, config.in_channels, frames, side, side, dtype=dtype, device="meta")
-    text = torch.zeros(rows, recipe.model.max_tokens, config.cross_attention_dim, dtype=dtype, device="meta")
+    text = torch.zeros(rows, _tokens(recipe), config.cross_attention_dim, dtype=dtype, device="meta")
     steps = torch.zeros(rows, dtype=torch.int64, device="meta")
     boundary = "zero" if recipe.stage == "video" else None
     with FlopCounterMode(display=False) as counter:
@@ -196,6 +199,13 @@ def _run(unet: nn.Module, recipe: Recipe, rows: int, kept: _Kept) -> tuple[int, 
         size = kept.size
         prediction.sum().backward()  # type: ignore[no-untyped-call]
     return size, float(counter.get_total_flops())
+
+
+def _tokens(recipe: Recipe) -> int:
+    """Length of a caption: that of `model.init`, where there is one."""
+    if not recipe.model.init:
+        return recipe.model.max_tokens
+    return int(read_index(Path(model_folder(recipe.model.init))).get("max_tokens") or _CLIP_TOKENS)
 
 
 def _storage(tensor: Tensor) -> Any:
