@@ -84,10 +84,11 @@ def test_gradients_hooks_and_other_modules_go_through_the_module(products):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("hidden_elements", [447, 100, 1])
+@pytest.mark.parametrize("part_rows", [14, 5, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_feed_forward_in_parts_is_that_of_diffusers(bias, hidden_elements, dtype, monkeypatch):
-    monkeypatch.setattr(layers, "_HIDDEN_ELEMENTS", hidden_elements)
+def test_a_feed_forward_in_parts_is_that_of_diffusers(bias, part_rows, dtype, monkeypatch):
+    monkeypatch.setattr(layers, "_HIDDEN_ELEMENTS", 447)  # one less than there are
+    monkeypatch.setattr(layers, "_PART_ROWS", part_rows)
     torch.manual_seed(0)
     plain = FeedForward(8, bias=bias).to(dtype)
     x = torch.randn(2, 7, 8).to(dtype)

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 _PRODUCT_PIXELS = 64
 _SMALL_PIXELS, _WIDE_CHANNELS = 16, 1280
-_HIDDEN_ELEMENTS, _WINDOW_ELEMENTS = 2**21, 2**23
+_HIDDEN_ELEMENTS, _PART_ROWS = 2**23, 2048
+_WINDOW_ELEMENTS = 2**23
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -88,8 +89,7 @@ class LeanFeedForward(FeedForward):  # type: ignore[misc]
             biases = gated.proj.bias.chunk(2)
         rows = hidden_states.flatten(0, -2)
         out = rows.new_empty(len(rows), narrow.out_features)
-        size = max(1, _HIDDEN_ELEMENTS // len(weights[0]))
-        for part, place in zip(torch.split(rows, size), torch.split(out, size), strict=True):
+        for part, place in zip(torch.split(rows, _PART_ROWS), torch.split(out, _PART_ROWS), strict=True):
             hidden, gate = (functional.linear(part, *layer) for layer in zip(weights, biases, strict=True))
             place.copy_(narrow(hidden.mul_(functional.gelu(gate))))
         return out.view(*hidden_states.shape[:-1], -1)
