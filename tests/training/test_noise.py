@@ -42,9 +42,16 @@ def rewrite_scheduler(init: Path, **changes: Any) -> None:
     place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["cached", "live"])
-@pytest.mark.parametrize("video", ["shift", "vdm"])
-@pytest.mark.parametrize("kind", PREDICTION)
+FAST = [("sd2", "shift", False), ("ldm", "shift", True)]
+COMBINATIONS = [
+    pytest.param(kind, video, cached, marks=() if (kind, video, cached) in FAST else pytest.mark.slow)
+    for kind in PREDICTION
+    for video in ("shift", "vdm")
+    for cached in (True, False)
+]
+
+
+@pytest.mark.parametrize(("kind", "video", "cached"), COMBINATIONS)
 def test_a_converted_model_goes_on_with_its_own_noise(
     make_recipe: MakeRecipe, pretrained: Path, tmp_path: Path, kind: str, video: str, cached: bool
 ) -> None:
