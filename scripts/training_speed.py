@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from latent_shift.benchmark.timing import take_turns
 from latent_shift.models.attention import training_attention
+from latent_shift.models.layers import lay_out_for_cpu
 from latent_shift.pipelines import load_pipeline
 
 CPU = torch.device("cpu")
@@ -65,6 +66,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     ours = load_pipeline("emoji", "cpu", "fp32").unet.train()
     networks = {"ours": ours, "stock": stock(ours).train()}
+    lay_out_for_cpu(ours, torch.bfloat16)
     optimizers = {
         "ours": torch.optim.AdamW(ours.parameters(), lr=1e-5, fused=True),
         "stock": torch.optim.AdamW(networks["stock"].parameters(), lr=1e-5),

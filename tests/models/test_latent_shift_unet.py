@@ -19,12 +19,13 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, ShiftResnetBlock2D
 from latent_shift.models.attention import attend_by_clip, attends_by_clip
-from latent_shift.models.layers import LeanFeedForward, LeanTransformer2DModel
+from latent_shift.models.layers import LeanFeedForward, LeanTransformer2DModel, LeanUpsample2D
 from latent_shift.models.video_unet import frame_places
 from latent_shift.ops import shift_group_norm_silu
 
@@ -157,6 +158,7 @@ def test_keys_are_those_of_the_2d_network_both_ways(name: str) -> None:
         ResnetBlock2D: ShiftResnetBlock2D,
         Transformer2DModel: LeanTransformer2DModel,
         FeedForward: LeanFeedForward,
+        Upsample2D: LeanUpsample2D,
     }
     for ours, theirs in zip(shifted.modules(), plain.modules(), strict=True):
         if ours is not shifted:

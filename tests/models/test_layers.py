@@ -1,13 +1,23 @@
 """Covers `models.layers`: what is computed with less traffic is what diffusers and PyTorch compute."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from latent_shift.models import layers
-from latent_shift.models.layers import LeanFeedForward, LeanTransformer2DModel, convolve, use_lean_layers
+from latent_shift.models.layers import (
+    LeanFeedForward,
+    LeanTransformer2DModel,
+    LeanUpsample2D,
+    convolve,
+    lay_out_for_cpu,
+    use_lean_layers,
+)
 
 CHANNELS_LAST = torch.channels_last
 
@@ -26,11 +36,16 @@ def make_features(channels=6, side=4, batch=3):
 
 @pytest.fixture
 def products(monkeypatch):
-    """How often a convolution was computed as a product."""
+    """How often a 3x3 convolution was computed as a product."""
     calls = []
-    by_product = layers._convolve_by_product
-    monkeypatch.setattr(layers, "_convolve_by_product", lambda *args: calls.append(1) or by_product(*args))
+    apply = layers._ConvolutionByProduct.apply
+    monkeypatch.setattr(layers._ConvolutionByProduct, "apply", lambda *args: calls.append(1) or apply(*args))
     return calls
+
+
+def convolve_exactly(layer, x):
+    bias = None if layer.bias is None else layer.bias.double()
+    return nn.functional.conv2d(x.double(), layer.weight.double(), bias, padding=layer.padding)
 
 
 @torch.no_grad()
@@ -42,12 +57,49 @@ def test_a_convolution_of_few_pixels_is_a_product(channels, side, bias, window_e
     layer, x = make_convolution(channels, bias=bias), make_features(channels, side)
     product = convolve(layer, x)
     assert products == [1]
-    expected = nn.functional.conv2d(
-        x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double(), padding=1
-    )
     assert product.is_contiguous(memory_format=CHANNELS_LAST)
     assert product.dtype == torch.bfloat16
-    torch.testing.assert_close(product.double(), expected, rtol=2**-8, atol=2**-8)
+    torch.testing.assert_close(product.double(), convolve_exactly(layer, x), rtol=2**-8, atol=2**-8)
+
+
+@torch.no_grad()
+def test_a_convolution_of_single_pixels_is_a_product(products):
+    layer, x = make_convolution(kernel_size=1, padding=0), make_features(side=9)
+    product = convolve(layer, x)
+    assert product.is_contiguous(memory_format=CHANNELS_LAST)
+    torch.testing.assert_close(product.double(), convolve_exactly(layer, x), rtol=2**-8, atol=2**-8)
+    assert not products
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_gradients_of_products(kernel_size, bias, autocast, products):
+    layer = make_convolution(kernel_size=kernel_size, padding=kernel_size // 2, bias=bias).requires_grad_()
+    x = make_features().requires_grad_()
+    upstream = torch.randn(3, 5, 4, 4).bfloat16()
+    inputs = [x, *layer.parameters()]
+    exact = torch.autograd.grad(convolve_exactly(layer, x), inputs, upstream.double())
+    if autocast:
+        layer.float()
+        inputs = [x, *layer.parameters()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        product = convolve(layer, x)
+    assert product.dtype == torch.bfloat16
+    ours = torch.autograd.grad(product, inputs, upstream)
+    assert products == [1] * (kernel_size == 3)
+    for own, expected, one in zip(ours, exact, inputs, strict=True):
+        assert own.dtype == one.dtype
+        scale = expected.abs().max()
+        torch.testing.assert_close(own.double() / scale, expected.double() / scale, rtol=0, atol=2**-6)
+
+
+def test_frozen_weights_get_no_gradient(products):
+    layer, x = make_convolution(), make_features().requires_grad_()
+    convolve(layer, x).sum().backward()
+    assert products == [1]
+    assert x.grad is not None
+    assert layer.weight.grad is None
 
 
 @torch.no_grad()
@@ -62,7 +114,8 @@ def test_a_convolution_of_few_pixels_is_a_product(channels, side, bias, window_e
         (make_convolution(stride=2), make_features()),
         (make_convolution(dilation=2), make_features()),
         (make_convolution(padding=0), make_features()),
-        (make_convolution(kernel_size=1, padding=0), make_features()),
+        (make_convolution(kernel_size=1, padding=1), make_features()),
+        (make_convolution(kernel_size=5, padding=2), make_features()),
         (make_convolution(padding_mode="circular"), make_features()),
     ],
 )
@@ -71,16 +124,56 @@ def test_other_convolutions_are_the_module(layer, x, products):
     assert not products
 
 
-def test_gradients_hooks_and_other_modules_go_through_the_module(products):
+def test_hooks_wide_layers_with_gradients_and_other_modules_go_through_the_module(products):
+    convolve(make_convolution(1280), make_features(1280, side=8))
     layer, x = make_convolution(), make_features()
-    convolve(layer, x)  # gradients are wanted
-    with torch.no_grad():
-        called = []
-        layer.register_forward_hook(lambda *_: called.append(1))
-        convolve(layer, x)
-        assert called == [1]
-        convolve(nn.Identity(), x)
+    called = []
+    layer.register_forward_hook(lambda *_: called.append(1))
+    convolve(layer, x)
+    assert called == [1]
+    convolve(nn.Identity(), x)
     assert not products
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [2, 64])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_conv": True},
+        {},
+        {"use_conv_transpose": True},
+        {"use_conv": True, "norm_type": "rms_norm", "eps": 1e-6, "elementwise_affine": True},
+    ],
+)
+def test_an_upsampling_is_that_of_diffusers_in_its_layout(batch, options):
+    torch.manual_seed(0)
+    upsampling = Upsample2D(4, **options).to(memory_format=CHANNELS_LAST)
+    x = torch.randn(batch, 4, 3, 3).to(memory_format=CHANNELS_LAST)
+    expected = upsampling(x)
+    sized = upsampling(x, (5, 5))
+    upsampling.__class__ = LeanUpsample2D
+    torch.testing.assert_close(upsampling(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(upsampling(x, (5, 5)), sized, rtol=0, atol=0)
+    if options == {"use_conv": True}:
+        assert upsampling(x).is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.parametrize(
+    ("backend", "channels", "dtype", "last"),
+    [
+        ("native", 32, torch.bfloat16, True),
+        ("native", 32, torch.float32, False),
+        ("eager", 32, torch.bfloat16, False),
+        ("eager", 64, torch.bfloat16, True),
+    ],
+)
+def test_a_network_is_laid_out_as_it_is_fastest(backend, channels, dtype, last, monkeypatch):
+    monkeypatch.setattr(layers, "choose_backend", lambda *_: SimpleNamespace(backend=backend))
+    network = nn.Conv2d(4, 4, 3)
+    network.config = SimpleNamespace(block_out_channels=(channels, 128), norm_num_groups=8)
+    lay_out_for_cpu(network, dtype)
+    assert network.weight.is_contiguous(memory_format=CHANNELS_LAST) == last
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -88,7 +181,7 @@ def test_gradients_hooks_and_other_modules_go_through_the_module(products):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_feed_forward_in_parts_is_that_of_diffusers(bias, part_rows, dtype, monkeypatch):
     monkeypatch.setattr(layers, "_HIDDEN_ELEMENTS", 447)  # one less than there are
-    monkeypatch.setattr(layers, "_PART_ROWS", part_rows)
+    monkeypatch.setattr(layers, "_PART_ELEMENTS", 32 * part_rows)
     torch.manual_seed(0)
     plain = FeedForward(8, bias=bias).to(dtype)
     x = torch.randn(2, 7, 8).to(dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
-from latent_shift.ops import choose_backend, shift_group_norm_silu, temporal_shift_folded
+from latent_shift.ops import (
+    Backend,
+    Boundary,
+    _native,
+    choose_backend,
+    group_norm,
+    shift_group_norm_silu,
+    temporal_shift_folded,
+)
 
 BOUNDARIES = (None, "zero", "circular")
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -23,6 +33,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 needs_triton = pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="the tests' Triton is for Linux on x86-64"
 )
+
+needs_compiler = pytest.mark.skipif(bool(_native.obstacle()), reason=f"the C++ cannot be used: {_native.obstacle()}")
 
 
 def run_case(name: str, device: str, folder: Path) -> None:
@@ -64,7 +76,7 @@ def test_eager_is_the_three_modules_bit_for_bit(dtype: torch.dtype, layout: torc
         theirs = torch.autograd.grad(expected, (x, norm.weight, norm.bias), upstream)
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
         with torch.no_grad():
-            assert torch.equal(shift_group_norm_silu(x, weight, bias, 5, 1e-4, 3, 4, boundary), expected)
+            assert torch.equal(shift_group_norm_silu(x, weight, bias, 5, 1e-4, 3, 4, boundary, "eager"), expected)
         assert torch.equal(x, before)
 
 
@@ -91,16 +103,17 @@ def test_gradients_of_eager_are_right_to_second_order(boundary: str | None) -> N
 def test_who_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("LATENT_SHIFT_BACKEND", raising=False)
-    assert choose_backend("cpu") == ("eager", "Triton has no kernels for the device cpu")
+    assert choose_backend("mps") == ("eager", "there is no other for the device mps")
+    assert choose_backend("cpu", torch.float16) == ("eager", "the C++ has no float16")
     assert choose_backend("cpu", backend="eager") == ("eager", "backend says so")
     assert choose_backend("cuda", torch.float64) == ("eager", "the Triton kernel has no float64")
     monkeypatch.setenv("LATENT_SHIFT_BACKEND", "eager")
     assert choose_backend("cuda", torch.float16) == ("eager", "LATENT_SHIFT_BACKEND says so")
-    assert choose_backend("cpu", backend="auto").reason == "Triton has no kernels for the device cpu"
+    assert choose_backend("cpu", torch.float64, backend="auto").reason == "the C++ has no float64"
 
     x, weight = torch.randn(2, 4, 2, 2), torch.ones(4)
     monkeypatch.setenv("LATENT_SHIFT_BACKEND", "cuda")
-    known = "must be one of auto, eager, triton"
+    known = "must be one of auto, eager, native, triton"
     with pytest.raises(InputError, match=f"^LATENT_SHIFT_BACKEND {known}, got 'cuda'$"):
         shift_group_norm_silu(x, weight, weight, 2)
     with pytest.raises(InputError, match=f"^backend {known}, got 'fast'$"):
@@ -124,7 +137,7 @@ def test_triton_is_chosen_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_triton_is_installed", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for device in ("cpu", "meta"):
-        assert choose_backend(device).backend == "eager"
+        assert choose_backend(device).backend != "triton"
         assert choose_backend(device, backend="triton").backend == "triton"
     monkeypatch.setattr(module, "_triton_is_installed", lambda: False)
     assert choose_backend("cuda").reason == "Triton is not installed"
@@ -147,9 +160,150 @@ def test_messages() -> None:
             check()
 
 
+def gradients(inputs: Sequence[Tensor], upstream: Tensor, call: Callable[..., Tensor]) -> list[Tensor]:
+    """The result, and the gradients of all inputs."""
+    inputs = [one.detach().requires_grad_() for one in inputs]
+    y = call(*inputs)
+    return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(6, 10, 5, 3, 5), (2, 6, 1, 1, 1), (6, 64, 16, 16, 16), (3, 96, 9, 2, 32)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("timed", [False, True], ids=["", "time"])
+def test_native_agrees(dtype: torch.dtype, shape: tuple[int, ...], boundary: Boundary | None, timed: bool) -> None:
+    *size, groups = shape
+    frames = 1 if size[0] == 2 else 3
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = torch.randn(2, *size, generator=generator)
+    x = x * 2 + 5
+    affine = list(torch.randn(2, size[1], generator=generator))
+    affine += list(torch.randn(2, *size[:2], generator=generator)) if timed else []
+    x, upstream = (one.to(dtype, memory_format=torch.channels_last) for one in (x, upstream))
+    affine = [one.to(dtype) for one in affine]
+
+    def call(backend: Backend, x: Tensor, weight: Tensor, bias: Tensor, *time: Tensor) -> Tensor:
+        return shift_group_norm_silu(x, weight, bias, groups, 1e-5, frames, 3, boundary, backend, *time)
+
+    exact = gradients([one.double() for one in (x, *affine)], upstream.double(), functools.partial(call, "eager"))
+    tolerance = 1e-5 if dtype == torch.float32 else 1.6e-2
+    for count in (1, 2, 7):
+        with threads(count):
+            ours = gradients([x, *affine], upstream, functools.partial(call, "native"))
+        for own, expected in zip(ours, exact, strict=True):
+            assert own.dtype == dtype
+            error = (own.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-2)
+            assert error <= tolerance, float(error)
+        assert ours[0].stride() == ours[1].stride() == x.stride()
+
+
+@needs_compiler
+def test_native_sums_do_not_depend_on_threads_nor_on_other_pictures() -> None:
+    x = torch.randn(4, 96, 8, 8).bfloat16().to(memory_format=torch.channels_last)
+    call = functools.partial(
+        shift_group_norm_silu, weight=torch.randn(96), bias=torch.randn(96), num_groups=8, boundary=None
+    )
+    together = call(x, backend="native")
+    for count in (1, 3, 8):
+        with threads(count):
+            assert torch.equal(torch.cat([call(one, backend="native") for one in x.split(1)]), together)
+
+
+@needs_compiler
+def test_native_takes_numbers_that_are_not_finite_or_far_from_zero() -> None:
+    x = torch.randn(2, 4, 3, 3).bfloat16().to(memory_format=torch.channels_last)
+    x[0, 0, 0, 0] = float("nan")
+    weight = torch.ones(4)
+    y = shift_group_norm_silu(x, weight, weight, 2, boundary=None, backend="native")
+    assert y[0, :2].isnan().all()
+    assert not y[0, 2:].isnan().any()
+    assert not y[1].isnan().any()
+    far = shift_group_norm_silu(x[1:], weight * 1e4, weight, 2, boundary=None, backend="native")
+    assert far.isfinite().all()
+    assert far.max() > 1e3
+    assert far.min() > -1
+
+
+@needs_compiler
+def test_group_norm_alone() -> None:
+    x, weight, bias, upstream = features(torch.float32, torch.channels_last)
+    norm = functools.partial(nn.functional.group_norm, num_groups=5)
+    exact = gradients([x, weight, bias], upstream, lambda x, *affine: norm(x, weight=affine[0], bias=affine[1]))
+    for backend in ("native", "eager"):
+        ours = gradients([x, weight, bias], upstream, functools.partial(group_norm, num_groups=5, backend=backend))
+        for own, expected in zip(ours, exact, strict=True):
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="num_groups must divide the 10 channels, got 3"):
+        group_norm(x, weight, bias, 3)
+
+
+@needs_compiler
+def test_native_leaves_other_layouts_and_compiled_graphs_to_eager() -> None:
+    x, weight, bias, _ = features(torch.float32, torch.contiguous_format)
+    call = functools.partial(shift_group_norm_silu, x, weight, bias, 5, 1e-5, 3, 3, "circular")
+    assert torch.equal(call(backend="native"), call(backend="eager"))
+    script = """
+import functools, torch
+from latent_shift.ops import shift_group_norm_silu
+x, weight = torch.randn(3, 6, 4, 4).to(memory_format=torch.channels_last), torch.ones(6)
+call = functools.partial(shift_group_norm_silu, x, weight, weight, 2, 1e-5, 3)
+compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+print(torch.equal(compiled(backend="native"), call(backend="eager")))
+"""  # in an interpreter of its own, since checks of annotations cannot be compiled
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
+@needs_compiler
+def test_native_is_an_operator() -> None:
+    x, weight, bias, _ = features(torch.float32, torch.channels_last)
+    shift_group_norm_silu(x, weight, bias, 5, backend="native")
+    operator = torch.ops.latent_shift.shift_group_norm_silu.default
+    torch.library.opcheck(operator, (x, weight, bias, 5, 1e-5, 3, 3, False, True, "native"))
+    empty = shift_group_norm_silu(x[:0], weight, bias, 5, backend="native")
+    assert empty.shape == (0, *x.shape[1:])
+
+
+def test_native_is_compiled_once_and_says_why_not(tmp_path: Path) -> None:
+    script = "from latent_shift.ops import choose_backend; print('|'.join(choose_backend('cpu')))"
+
+    def choose(**environment: str) -> str:
+        known = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **environment}
+        known.pop("LATENT_SHIFT_BACKEND", None)
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=known, capture_output=True, text=True, check=True).stdout
+
+    assert choose(CXX="no-such-compiler") == "eager|no compiler no-such-compiler was found\n"
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho first >&2\necho it broke >&2\nexit 1\n")
+    failing.chmod(0o755)
+    assert choose(CXX=str(failing)) == f"eager|{failing} failed: it broke\n"
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    (tmp_path / "file").touch()
+    assert choose(XDG_CACHE_HOME=str(tmp_path / "file")).startswith("eager|")
+    if not _native.obstacle():
+        assert choose() == "native|one pass over the features\n"
+        (library,) = (tmp_path / "cache").rglob("*.so")
+        built = library.stat().st_mtime_ns
+        assert choose() == "native|one pass over the features\n"
+        assert library.stat().st_mtime_ns == built
+        assert list((tmp_path / "cache").rglob("*")) == [library.parent, library]
+
+
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["agrees", "views", "operator", "network"])
+@pytest.mark.parametrize("name", ["agrees", "views", "time", "operator", "network"])
 def test_triton_by_its_interpreter(name: str, tmp_path: Path) -> None:
     run_case(name, "cpu", tmp_path)
 
@@ -162,6 +316,6 @@ def test_triton_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["automatic", "agrees", "views", "operator", "network"])
+@pytest.mark.parametrize("name", ["automatic", "agrees", "views", "time", "operator", "network"])
 def test_triton_on_a_gpu(name: str, tmp_path: Path) -> None:
     run_case(name, "cuda", tmp_path)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from latent_shift.ops import choose_backend, shift_group_norm_silu
+from latent_shift.ops import choose_backend, group_norm, shift_group_norm_silu
 
 DEVICE = torch.device(sys.argv[2])
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -93,12 +93,29 @@ def views() -> None:
     assert torch.equal(base, kept)
 
 
+def time() -> None:
+    """Weight and bias of each picture, from its time embedding; and no SiLU."""
+    x, weight, bias, upstream = features(SHAPES[0], torch.float32)
+    time_embedding = torch.randn(2, *x.shape[:2], device=DEVICE)
+    results = {}
+    for backend, dtype in (("eager", torch.float64), ("triton", torch.float32)):
+        inputs = [one.to(dtype).detach().requires_grad_() for one in (x, weight, bias, *time_embedding)]
+        y = shift_group_norm_silu(*inputs[:3], 2, 1e-5, 3, 3, "circular", backend, *inputs[3:])
+        plain = group_norm(*inputs[:3], 2, backend=backend)
+        results[backend] = [y, plain, *torch.autograd.grad(y, inputs, upstream.to(dtype))]
+        results[backend] += torch.autograd.grad(plain, inputs[:3], upstream.to(dtype))
+    for ours, exact in zip(results["triton"], results["eager"], strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 def operator() -> None:
     """What PyTorch asks of operators: shapes without data, autograd, compiled graphs, checkpoints, autocast."""
     x, weight, bias, upstream = features((1, 2, 6, 3, 2, 2, 3), torch.float32)
     inputs = [one.requires_grad_() for one in (x, weight, bias)]
     shift_group_norm_silu(*inputs, 2, backend="triton")
-    torch.library.opcheck(torch.ops.latent_shift.shift_group_norm_silu.default, (*inputs, 2, 1e-5, 2, 2, False))
+    torch.library.opcheck(
+        torch.ops.latent_shift.shift_group_norm_silu.default, (*inputs, 2, 1e-5, 2, 2, False, True, "triton")
+    )
 
     on_meta = [one.detach().to("meta", memory_format=torch.channels_last if one.ndim == 4 else None) for one in inputs]
     y = shift_group_norm_silu(*on_meta, 2, 1e-5, 2, backend="triton")
@@ -192,7 +209,14 @@ def compiles() -> None:
             # What is 1 is a constant for the compiler: one picture of one pixel and one channel.
             ("fp16", ("stride_c", "stride_p", "stride_n", "num_pixels", "num_channels", "num_groups", "num_frames")),
         ):
-            constants = {"circular": False, "group": 10, "block_c": 16, "block_p": 256, **dict.fromkeys(ones, 1)}
+            constants = {
+                "circular": False,
+                "activate": True,
+                "group": 10,
+                "block_c": 16,
+                "block_p": 256,
+                **dict.fromkeys(ones, 1),
+            }
             signature = {name: "i32" for name in kernel.arg_names}
             signature |= dict.fromkeys(("x", "y", "upstream", "weight", "bias", "gradient"), f"*{pointer}")
             signature |= dict.fromkeys(("means", "rstds", "weight_sums", "bias_sums"), "*fp32")

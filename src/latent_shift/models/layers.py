@@ -12,13 +12,20 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from latent_shift.ops import choose_backend, group_norm
+
+_WIDE_GROUP = 8
+"""Channels."""
 
 _PRODUCT_PIXELS = 64
 _SMALL_PIXELS, _WIDE_CHANNELS = 16, 1280
-_HIDDEN_ELEMENTS, _PART_ROWS = 2**23, 2048
+_HIDDEN_ELEMENTS, _PART_ELEMENTS = 2**23, 2**21 + 2**19
 _WINDOW_ELEMENTS = 2**23
 
 
@@ -38,11 +45,23 @@ def set_memory_format(network: nn.Module, name: str) -> None:
         weight.data = weight.data.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))
 
 
+def lay_out_for_cpu(unet: nn.Module, dtype: torch.dtype) -> None:
+    """Lays a U-Net out in channels_last where it computes faster so on a CPU: convolutions in bf16.
+
+    Not where PyTorch's own GroupNorm has to do, and groups are narrow: it is slow then (docs/performance.md).
+    """
+    config: Any = unet.config
+    wide = min(config.block_out_channels) >= _WIDE_GROUP * config.norm_num_groups
+    if dtype == torch.bfloat16 and (wide or choose_backend("cpu", dtype).backend == "native"):
+        set_memory_format(unet, "channels_last")
+
+
 def use_lean_layers(network: nn.Module) -> None:
-    """Changes the class of each feed-forward and spatial transformer of diffusers to that of this module."""
+    """Changes the class of feed-forwards, spatial transformers and upsamplings of diffusers to those of this module."""
     lean: dict[type[nn.Module], type[nn.Module]] = {
         FeedForward: LeanFeedForward,
         Transformer2DModel: LeanTransformer2DModel,
+        Upsample2D: LeanUpsample2D,
     }
     for module in network.modules():
         if type(module) in lean:
@@ -56,21 +75,43 @@ class LeanTransformer2DModel(Transformer2DModel):  # type: ignore[misc]
     each transformer, and back at the next convolution.
     """
 
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        last = hidden_states.is_contiguous(memory_format=torch.channels_last)
+        if self.use_linear_projection or not last or not is_plain(self.norm, nn.GroupNorm):
+            return cast("tuple[Tensor, int]", super()._operate_on_continuous_inputs(hidden_states))
+        norm = self.norm
+        normal = group_norm(hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        rows = convolve(self.proj_in, normal).flatten(2).transpose(1, 2)
+        return rows, rows.shape[2]
+
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
     ) -> Tensor:
         if not self.use_linear_projection and residual.is_contiguous(memory_format=torch.channels_last):
             pixels = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
-            return cast("Tensor", self.proj_out(pixels) + residual)
+            return convolve(self.proj_out, pixels) + residual
         arguments = (hidden_states, residual, batch_size, height, width, inner_dim)
         return cast("Tensor", super()._get_output_for_continuous_inputs(*arguments))
+
+
+class LeanUpsample2D(Upsample2D):  # type: ignore[misc]
+    """An upsampling that keeps the layout on a CPU; diffusers' makes batches of 64 and more contiguous, for CUDA."""
+
+    def forward(
+        self, hidden_states: Tensor, output_size: tuple[int, int] | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """As diffusers' upsampling."""
+        doubled = output_size is None and self.norm is None and self.interpolate and not self.use_conv_transpose
+        if not (doubled and self.use_conv and self.name == "conv" and hidden_states.device.type == "cpu"):
+            return cast("Tensor", super().forward(hidden_states, output_size, *args, **kwargs))
+        return convolve(self.conv, functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
 
 
 class LeanFeedForward(FeedForward):  # type: ignore[misc]
     """A gated feed-forward that, without gradients on a CPU, never holds its wide hidden features at once.
 
     At the paper's size they are 84 MB a layer, which the C library takes from the system and gives back each time:
-    touching new pages took longer than the products. Rows go through in parts that stay in the cache, in place.
+    touching new pages took longer than the products. Rows go through in parts that stay in the cache.
     """
 
     def forward(
@@ -89,50 +130,97 @@ class LeanFeedForward(FeedForward):  # type: ignore[misc]
             biases = gated.proj.bias.chunk(2)
         rows = hidden_states.flatten(0, -2)
         out = rows.new_empty(len(rows), narrow.out_features)
-        for part, place in zip(torch.split(rows, _PART_ROWS), torch.split(out, _PART_ROWS), strict=True):
+        count = max(1, _PART_ELEMENTS // narrow.in_features)
+        for part, place in zip(torch.split(rows, count), torch.split(out, count), strict=True):
             hidden, gate = (functional.linear(part, *layer) for layer in zip(weights, biases, strict=True))
-            place.copy_(narrow(hidden.mul_(functional.gelu(gate))))
+            place.copy_(narrow(hidden * functional.gelu(gate)))
         return out.view(*hidden_states.shape[:-1], -1)
 
 
 def convolve(
     layer: nn.Module, x: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-    """`layer(x)`; a 3x3 convolution of few pixels in channels_last, on a CPU and without gradients, as one product.
+    """`layer(x)`; on a CPU, in bf16 and channels_last, what is faster as a product of matrices is computed as one.
 
-    oneDNN goes through such an image row by row, and each row, of 4 or 8 pixels, reads all weights again.
+    These are 1x1 convolutions, and 3x3 ones of few pixels: oneDNN goes through an image row by row, and each row, of 4
+    or 8 pixels, reads all weights again.
     """
-    if isinstance(layer, nn.Conv2d) and _is_product(layer, x):
-        return _convolve_by_product(x, layer.weight, layer.bias)
+    if not isinstance(layer, nn.Conv2d) or not _may_be_product(layer, x):
+        return cast("Tensor", layer(x))
+    if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
+        return functional.linear(x.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+    if layer.kernel_size == (3, 3) and layer.padding == (1, 1) and _has_few_pixels(layer, x):
+        arguments = (one if one is None else one.to(torch.bfloat16) for one in (x, layer.weight, layer.bias))
+        return cast("Tensor", _ConvolutionByProduct.apply(*arguments))  # type: ignore[no-untyped-call]
     return cast("Tensor", layer(x))
 
 
-def _is_product(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether one product gives what the layer gives, sooner."""
-    pixels = x.shape[-2] * x.shape[-1]
-    few = pixels <= _SMALL_PIXELS or (pixels <= _PRODUCT_PIXELS and layer.in_channels >= _WIDE_CHANNELS)
+def _may_be_product(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is a convolution of all pixels and channels, in bf16 and channels_last, on a CPU."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return (
-        few
-        and x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
+        x.device.type == "cpu"
+        and (autocast or x.dtype == layer.weight.dtype == torch.bfloat16)
         and is_plain(layer, nn.Conv2d)
-        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
-        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        and (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
         and all(one.is_contiguous(memory_format=torch.channels_last) for one in (x, layer.weight))
     )
 
 
-def _convolve_by_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _has_few_pixels(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether a product is faster; with gradients the windows of wide layers cost more than they save."""
+    pixels = x.shape[-2] * x.shape[-1]
+    wide = layer.in_channels >= _WIDE_CHANNELS and not torch.is_grad_enabled()
+    return pixels <= _SMALL_PIXELS or (pixels <= _PRODUCT_PIXELS and wide)
+
+
+class _ConvolutionByProduct(torch.autograd.Function):
+    """A 3x3 convolution in channels_last; windows are made again for the gradient."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        kernel = weight.permute(0, 2, 3, 1).flatten(1)
+        out = x.new_empty(len(x), x.shape[2] * x.shape[3], len(weight))
+        windows = _windows(x)
+        images = max(1, _WINDOW_ELEMENTS // windows[0].numel())
+        for part, place in zip(torch.split(windows, images), torch.split(out, images), strict=True):
+            place.view(-1, len(weight)).copy_(functional.linear(_rows(part), kernel, bias))
+        return out.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        upstream = gradients[0].contiguous(memory_format=torch.channels_last)
+        rows = upstream.permute(0, 2, 3, 1).flatten(0, 2)
+        x_gradient = weight_gradient = bias_gradient = None
+        if ctx.needs_input_grad[0]:
+            kernel = weight.flip(2, 3).permute(1, 2, 3, 0).flatten(1)
+            x_gradient = torch.mm(_rows(_windows(upstream)), kernel.t())
+            x_gradient = x_gradient.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.mm(rows.t(), _rows(_windows(x)))
+            weight_gradient = weight_gradient.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[2]:
+            bias_gradient = rows.sum(0)
+        return x_gradient, weight_gradient, bias_gradient
+
+
+def _windows(x: Tensor) -> Tensor:
+    """What a 3x3 kernel sees at each pixel: `(batch, height, width, 3, 3 * channels)`, a view of padded pixels.
+
+    The three pixels under a row of the kernel lie side by side in memory, and so do the weights.
+    """
     batch, channels, height, width = x.shape
     padded = x.new_zeros(batch, height + 2, width + 2, channels)
     padded[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
     image, row, pixel, _ = padded.stride()
-    # The three pixels under a row of the kernel lie side by side in memory, and so do the weights.
-    windows = padded.as_strided((batch, height, width, 3, 3 * channels), (image, row, pixel, row, 1))
-    kernel = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-    out = x.new_empty(batch, height * width, len(weight))
-    images = max(1, _WINDOW_ELEMENTS // (9 * channels * height * width))
-    for part, place in zip(torch.split(windows, images), torch.split(out, images), strict=True):
-        place.view(-1, len(weight)).copy_(functional.linear(part.reshape(-1, 9 * channels), kernel, bias))
-    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return padded.as_strided((batch, height, width, 3, 3 * channels), (image, row, pixel, row, 1))
+
+
+def _rows(windows: Tensor) -> Tensor:
+    return windows.reshape(-1, windows.shape[-2] * windows.shape[-1])

@@ -45,25 +45,35 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
         if boundary is not None and self.placement == "before_conv1":
             x = temporal_shift_folded(x, num_frames, self.fold, boundary)
         x = convolve(self.conv1, x)
-        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        time = self.time_emb_proj(self.nonlinearity(temb))
         if self.time_embedding_norm == "scale_shift":
-            scale, bias = time.chunk(2, dim=1)
-            x = self.nonlinearity(self.norm2(x) * (1 + scale) + bias)
+            x = self._normalise(self.norm2, x, num_frames, None, *time.chunk(2, dim=1))
         else:
-            x = self._normalise(self.norm2, x + time, num_frames, None)
+            x = self._normalise(self.norm2, x + time[:, :, None, None], num_frames, None)
         x = convolve(self.conv2, self.dropout(x))
         if self.conv_shortcut is not None:
-            input_tensor = self.conv_shortcut(input_tensor)
+            input_tensor = convolve(self.conv_shortcut, input_tensor)
         x = input_tensor + x
         return x if self.output_scale_factor == 1 else x / self.output_scale_factor
 
-    def _normalise(self, norm: nn.Module, x: Tensor, num_frames: int, boundary: Boundary | None) -> Tensor:
+    def _normalise(
+        self,
+        norm: nn.Module,
+        x: Tensor,
+        num_frames: int,
+        boundary: Boundary | None,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Shift, norm and activation: as one operation, or as modules where somebody changed or watches one."""
         activation = self.nonlinearity
         if is_plain(norm, nn.GroupNorm) and is_plain(activation, nn.SiLU):
             group_norm = cast("nn.GroupNorm", norm)
             weights = (group_norm.weight, group_norm.bias, group_norm.num_groups, group_norm.eps)
-            return shift_group_norm_silu(x, *weights, num_frames, self.fold, boundary)
+            return shift_group_norm_silu(x, *weights, num_frames, self.fold, boundary, None, scale, bias)
         if boundary is not None:
             x = temporal_shift_folded(x, num_frames, self.fold, boundary)
-        return cast("Tensor", activation(norm(x)))
+        x = norm(x)
+        if scale is not None and bias is not None:
+            x = x * (1 + scale[:, :, None, None]) + bias[:, :, None, None]
+        return cast("Tensor", activation(x))

@@ -14,9 +14,22 @@ def shift_channels(x: Tensor, channel_axis: int, frame_axis: int, fold: int, cir
     return _apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, 1)
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
-    """GroupNorm, then SiLU; in place where no gradient needs the norm's output. Bits are those of the modules."""
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    time_scale: Tensor | None = None,
+    time_bias: Tensor | None = None,
+) -> Tensor:
+    """GroupNorm, what the time embedding makes of it, SiLU; in place where no gradient needs what was there before.
+
+    Bits are those of diffusers' modules.
+    """
     x = functional.group_norm(x, num_groups, weight, bias, eps)
+    if time_scale is not None and time_bias is not None:
+        x = x * (1 + time_scale[:, :, None, None]) + time_bias[:, :, None, None]
     return functional.silu(x, inplace=not x.requires_grad)
 
 

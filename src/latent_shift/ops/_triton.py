@@ -4,8 +4,8 @@ A program computes one group of one picture: a few channels, all pixels. It read
 shift takes it from, so nothing is moved first. Features are tiles of (channels, pixels) behind three strides, which is
 all that contiguous and channels_last differ in. Sums are in fp32, in a fixed order: equal inputs give equal bits.
 
-This module registers the operator `latent_shift::shift_group_norm_silu`; `shift_group_norm_silu.py` imports it when the
-backend is first chosen. Kernels carry no annotations: Triton's compiler looks annotations up, and knows its own alone.
+`_fused.py` calls `forward` and `backward`. Kernels carry no annotations: Triton's compiler looks annotations up, and
+knows its own alone.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def _forward_kernel(
     num_channels,
     num_pixels,
     num_groups,
+    affine_stride,
     num_frames,
     k,
     eps,
     circular: tl.constexpr,
+    activate: tl.constexpr,
     group: tl.constexpr,
     block_c: tl.constexpr,
     block_p: tl.constexpr,
@@ -81,8 +83,9 @@ def _forward_kernel(
     tl.store(means + tl.program_id(0), mean)
     tl.store(rstds + tl.program_id(0), rstd)
 
-    w = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    b = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    affine = picture * affine_stride + channel
+    w = tl.load(weight + affine, mask=known, other=0.0).to(tl.float32)
+    b = tl.load(bias + affine, mask=known, other=0.0).to(tl.float32)
     for start in range(0, num_pixels, block_p):
         pixel = start + tl.arange(0, block_p)
         mask = known[:, None] & (pixel < num_pixels)[None, :]
@@ -90,16 +93,20 @@ def _forward_kernel(
         value = tl.load(x + place, mask=mask & exists[:, None], other=0.0).to(tl.float32)
         z = (value - mean) * rstd * w[:, None] + b[:, None]
         target = picture.to(tl.int64) * stride_n + channel[:, None] * stride_c + pixel[None, :] * stride_p
-        tl.store(y + target, (z * tl.sigmoid(z)).to(y.dtype.element_ty), mask=mask)
+        if activate:
+            z = z * tl.sigmoid(z)
+        tl.store(y + target, z.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _tile_gradient(upstream, value, mean, rstd, w, b, mask):
+def _tile_gradient(upstream, value, mean, rstd, w, b, mask, activate: tl.constexpr):
     """The normalised value, and the gradient at the input of SiLU: `dz = dy * s * (1 + z * (1 - s))`."""
     normal = (value - mean) * rstd
-    z = normal * w[:, None] + b[:, None]
-    gate = tl.sigmoid(z)
-    return normal, tl.where(mask, upstream * gate * (1.0 + z * (1.0 - gate)), 0.0)
+    if activate:
+        z = normal * w[:, None] + b[:, None]
+        gate = tl.sigmoid(z)
+        upstream = upstream * gate * (1.0 + z * (1.0 - gate))
+    return normal, tl.where(mask, upstream, 0.0)
 
 
 @triton.jit
@@ -119,9 +126,11 @@ def _backward_kernel(
     num_channels,
     num_pixels,
     num_groups,
+    affine_stride,
     num_frames,
     k,
     circular: tl.constexpr,
+    activate: tl.constexpr,
     group: tl.constexpr,
     block_c: tl.constexpr,
     block_p: tl.constexpr,
@@ -139,8 +148,9 @@ def _backward_kernel(
     row = source * stride_n + channel * stride_c
     own = picture.to(tl.int64) * stride_n + channel * stride_c
     mean, rstd = tl.load(means + tl.program_id(0)), tl.load(rstds + tl.program_id(0))
-    w = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    b = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    affine = picture * affine_stride + channel
+    w = tl.load(weight + affine, mask=known, other=0.0).to(tl.float32)
+    b = tl.load(bias + affine, mask=known, other=0.0).to(tl.float32)
 
     weight_sum = tl.zeros([block_c], tl.float32)
     bias_sum = tl.zeros([block_c], tl.float32)
@@ -150,7 +160,7 @@ def _backward_kernel(
         place = pixel[None, :] * stride_p
         value = tl.load(x + row[:, None] + place, mask=mask & exists[:, None], other=0.0).to(tl.float32)
         dy = tl.load(upstream + own[:, None] + place, mask=mask, other=0.0).to(tl.float32)
-        normal, dz = _tile_gradient(dy, value, mean, rstd, w, b, mask)
+        normal, dz = _tile_gradient(dy, value, mean, rstd, w, b, mask, activate)
         weight_sum += tl.sum(dz * normal, axis=1)
         bias_sum += tl.sum(dz, axis=1)
     sums = picture.to(tl.int64) * num_channels + channel
@@ -166,20 +176,12 @@ def _backward_kernel(
         place = pixel[None, :] * stride_p
         value = tl.load(x + row[:, None] + place, mask=mask & exists[:, None], other=0.0).to(tl.float32)
         dy = tl.load(upstream + own[:, None] + place, mask=mask, other=0.0).to(tl.float32)
-        normal, dz = _tile_gradient(dy, value, mean, rstd, w, b, mask)
+        normal, dz = _tile_gradient(dy, value, mean, rstd, w, b, mask, activate)
         dx = tl.where(exists[:, None], rstd * (w[:, None] * dz - along_one - normal * along_normal), 0.0)
         tl.store(gradient + row[:, None] + place, dx.to(gradient.dtype.element_ty), mask=mask)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """`x` itself where it is contiguous or channels_last; else a copy that is the one that it is nearer to."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    last = x.stride(1) == 1 and x.shape[1] > 1
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _sizes(x: Tensor, num_groups: int) -> tuple[tuple[int, ...], dict[str, int]]:
+def _sizes(x: Tensor, weight: Tensor, num_groups: int) -> tuple[tuple[int, ...], dict[str, int]]:
     """Strides and sizes of dense features, as both kernels take them, and those that are known when they compile."""
     pixels, group = x.shape[2] * x.shape[3], x.shape[1] // num_groups
     in_lines = x.is_contiguous()
@@ -188,90 +190,61 @@ def _sizes(x: Tensor, num_groups: int) -> tuple[tuple[int, ...], dict[str, int]]
     block_p = min(triton.next_power_of_2(pixels), max(1, _TILE // block_c))
     numbers = {"group": group, "block_c": block_c, "block_p": block_p}
     warps = 8 if block_c * block_p > 2048 else 4
-    return (*strides, x.shape[1], pixels, num_groups), {**numbers, "num_warps": warps, "enable_fp_fusion": True}
+    affine_stride = x.shape[1] if weight.dim() == 2 else 0
+    sizes = (*strides, x.shape[1], pixels, num_groups, affine_stride)
+    return sizes, {**numbers, "num_warps": warps, "enable_fp_fusion": True}
 
 
-@torch.library.custom_op(
-    "latent_shift::shift_group_norm_silu",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps, int num_frames, int k, bool circular) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, num_frames: int, k: int, circular: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = _dense(x)
-    outputs = _outputs(x, num_groups)
-    if x.numel():
-        sizes, numbers = _sizes(x, num_groups)
-        with _device_of(x):
-            _forward_kernel[(len(x) * num_groups,)](
-                x, weight.contiguous(), bias.contiguous(), *outputs, *sizes, num_frames, k, eps, circular, **numbers
-            )
-    return outputs
+def lay_out(x: Tensor) -> Tensor:
+    """`x` itself where it is contiguous or channels_last; else a copy that is the one that it is nearer to."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    last = x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-@_forward.register_fake
-def _forward_shapes(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(_dense(x), arguments[2])
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    eps: float,
+    num_frames: int,
+    k: int,
+    circular: bool,
+    activate: bool,
+) -> None:
+    """Fills `outputs`: the result, and mean and reciprocal deviation of each picture's groups."""
+    num_groups = outputs[1].shape[1]
+    sizes, numbers = _sizes(x, weight, num_groups)
+    with _device_of(x):
+        _forward_kernel[(len(x) * num_groups,)](
+            x, weight, bias, *outputs, *sizes, num_frames, k, eps, circular, activate, **numbers
+        )
 
 
-def _outputs(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    means = x.new_empty(len(x), num_groups, dtype=torch.float32)
-    return torch.empty_like(x), means, torch.empty_like(means)
-
-
-@torch.library.custom_op(
-    "latent_shift::shift_group_norm_silu_backward",
-    mutates_args=(),
-    schema="(Tensor upstream, Tensor x, Tensor weight, Tensor bias, Tensor means, Tensor rstds, int num_groups, "
-    "int num_frames, int k, bool circular) -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
+def backward(
     upstream: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    means: Tensor,
-    rstds: Tensor,
-    num_groups: int,
+    moments: tuple[Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor],
     num_frames: int,
     k: int,
     circular: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = _dense(x)
-    gradient, sums = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-    if x.numel():
-        in_lines = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-        sizes, numbers = _sizes(x, num_groups)
-        inputs = (upstream.contiguous(memory_format=in_lines), x, weight.contiguous(), bias.contiguous(), means, rstds)
-        with _device_of(x):
-            _backward_kernel[(len(x) * num_groups,)](
-                *inputs, gradient, *sums, *sizes, num_frames, k, circular, **numbers
-            )
-    weight_sum, bias_sum = sums.sum(1)
-    return gradient, weight_sum.to(weight.dtype, copy=True), bias_sum.to(bias.dtype, copy=True)
-
-
-@_backward.register_fake
-def _backward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, x, weight, bias, *_ = arguments
-    return torch.empty_like(_dense(x)), torch.empty_like(weight), torch.empty_like(bias)
+    activate: bool,
+) -> None:
+    """Fills `outputs`: the gradient of `x`, and of weight and bias for each picture."""
+    num_groups = moments[0].shape[1]
+    sizes, numbers = _sizes(x, weight, num_groups)
+    inputs = (upstream, x, weight, bias, *moments)
+    with _device_of(x):
+        _backward_kernel[(len(x) * num_groups,)](
+            *inputs, *outputs, *sizes, num_frames, k, circular, activate, **numbers
+        )
 
 
 def _device_of(x: Tensor) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device if x.is_cuda else -1)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, ctx.num_groups, _, *ctx.shift = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-
-
-def _differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    arguments = (upstream, *ctx.saved_tensors, ctx.num_groups, *ctx.shift)
-    return *torch.ops.latent_shift.shift_group_norm_silu_backward(*arguments), *(None,) * 5
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)

@@ -15,14 +15,17 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from latent_shift.core.errors import InputError
 
+from . import _native
 from ._eager import group_norm_silu
 from .temporal_shift import Boundary, check_folded, temporal_shift_folded
 
-Backend = Literal["auto", "eager", "triton"]
-"""Who computes it: PyTorch's own operations, or one Triton kernel on a GPU; "auto" is the faster one of the device."""
+Backend = Literal["auto", "eager", "native", "triton"]
+"""Who computes it: PyTorch's own operations; C++, compiled here, for features in channels_last on a CPU; a Triton
+kernel on a GPU. "auto" is the fastest one of the device."""
 
 BACKEND_VARIABLE = "LATENT_SHIFT_BACKEND"
 """The environment variable that chooses the backend of all calls which name none."""
@@ -31,7 +34,7 @@ BACKEND_VARIABLE = "LATENT_SHIFT_BACKEND"
 class Choice(NamedTuple):
     """A backend, and why it is used."""
 
-    backend: Literal["eager", "triton"]
+    backend: Literal["eager", "native", "triton"]
     reason: str
 
 
@@ -45,12 +48,17 @@ def shift_group_norm_silu(
     fold: int = 3,
     boundary: Boundary | None = "zero",
     backend: Backend | None = None,
+    time_scale: Float[Tensor, "batch_frames channels"] | None = None,
+    time_bias: Float[Tensor, "batch_frames channels"] | None = None,
 ) -> Float[Tensor, "batch_frames channels height width"]:
-    """`silu(group_norm(temporal_shift_folded(x)))`, differentiable in `x`, `weight` and `bias`.
+    """`silu(group_norm(temporal_shift_folded(x)))`, differentiable in all tensors.
 
-    The "eager" backend runs these three operations of PyTorch, bit for bit. "triton" reads `x` and writes the result,
-    each once from and to the GPU's memory; it sums in fp32, rounds once and is differentiable once. They agree within
-    1e-5 in fp32 and within two units in the last place of fp16 and bf16 (at the scale of the largest value).
+    With `time_scale` and `time_bias` it is `silu(group_norm(temporal_shift_folded(x)) * (1 + time_scale) + time_bias)`.
+
+    The "eager" backend runs these operations of PyTorch, bit for bit. The others read `x` and write the result, each
+    once from and to memory; they sum in fp32, round once and are differentiable once. "native" takes features in
+    channels_last and leaves others, and what `torch.compile` traces, to "eager". All agree within 1e-5 in fp32 and
+    within two units in the last place of fp16 and bf16 (at the scale of the largest value).
 
     Args:
         x: features of `batch * num_frames` pictures, frames fastest; fp32, fp16 or bf16, or what PyTorch's GroupNorm
@@ -63,6 +71,8 @@ def shift_group_norm_silu(
         fold: as in `temporal_shift`.
         boundary: as in `temporal_shift`; None for no shift.
         backend: who computes it; None is what `LATENT_SHIFT_BACKEND` says, or "auto".
+        time_scale: of each picture, from its time embedding (`resnet_time_scale_shift = "scale_shift"` in diffusers).
+        time_bias: as `time_scale`; both or none.
 
     Returns:
         A new tensor with the shape and dtype of `x` (under CUDA's autocast "eager" gives fp32, as GroupNorm does).
@@ -73,13 +83,50 @@ def shift_group_norm_silu(
     check_folded(x, num_frames, fold, "zero" if boundary is None else boundary)
     if num_groups < 1 or x.shape[1] % num_groups:
         raise InputError("num_groups", num_groups, f"divide the {x.shape[1]} channels")
-    if _backend_name(x.device.type, x.dtype, backend) == "triton":
-        step = 0 if boundary is None else 1
-        arguments = (num_groups, eps, num_frames, x.shape[1] // fold * step, boundary == "circular")
+    if (time_scale is None) != (time_bias is None):
+        raise InputError(
+            "time_bias", None if time_bias is None else "a tensor", "be given with time_scale, or not at all"
+        )
+    name = _fused_backend(x, backend)
+    if name is not None:
+        if time_scale is not None and time_bias is not None:
+            scale = 1 + time_scale.float()
+            weight, bias = weight * scale, bias * scale + time_bias
+        k = 0 if boundary is None else x.shape[1] // fold
+        arguments = (num_groups, eps, num_frames, k, boundary == "circular", True, name)
         return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
     if boundary is not None:
         x = temporal_shift_folded(x, num_frames, fold, boundary)
-    return group_norm_silu(x, weight, bias, num_groups, eps)
+    return group_norm_silu(x, weight, bias, num_groups, eps, time_scale, time_bias)
+
+
+def group_norm(
+    x: Float[Tensor, "pictures channels height width"],
+    weight: Float[Tensor, " channels"],
+    bias: Float[Tensor, " channels"],
+    num_groups: int,
+    eps: float = 1e-5,
+    backend: Backend | None = None,
+) -> Float[Tensor, "pictures channels height width"]:
+    """PyTorch's GroupNorm, by the backends of `shift_group_norm_silu`; arguments and errors are those."""
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise InputError("num_groups", num_groups, f"divide the {x.shape[1]} channels")
+    name = _fused_backend(x, backend)
+    if name is None:
+        return functional.group_norm(x, num_groups, weight, bias, eps)
+    arguments = (num_groups, eps, 1, 0, False, False, name)
+    return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
+
+
+def _fused_backend(x: Tensor, backend: Backend | None) -> str | None:
+    """Who computes these features at once; None for PyTorch's operations."""
+    name = _backend_name(x.device.type, x.dtype, backend)
+    return name if name == "triton" or (name == "native" and _takes(x)) else None
+
+
+def _takes(x: Tensor) -> bool:
+    """Whether "native" computes these features."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling()
 
 
 def choose_backend(
@@ -89,9 +136,9 @@ def choose_backend(
 
     Args:
         device: of the features.
-        dtype: of the features; "triton" knows fp32, fp16 and bf16.
+        dtype: of the features; "triton" knows fp32, fp16 and bf16, "native" fp32 and bf16.
         backend: what is asked for. None is the environment variable `LATENT_SHIFT_BACKEND`, or "auto" where it is not
-            set. "auto" is "triton" on a GPU where Triton is installed, else "eager".
+            set. "auto" is "triton" on a GPU where Triton is installed, "native" on a CPU with a compiler, else "eager".
 
     Raises:
         InputError: a `ValueError`, if the backend asked for is unknown or cannot be used.
@@ -103,22 +150,26 @@ def choose_backend(
     if asked == "eager":
         return Choice("eager", f"{named_by} says so")
     kind = torch.device(device).type
-    if asked == "auto" and kind != "cuda":  # Triton's interpreter and the meta device have to be asked for
-        return Choice("eager", f"Triton has no kernels for the device {kind}")
-    obstacle = _triton_obstacle(kind, dtype)
-    if asked == "auto":
-        return Choice("eager", obstacle) if obstacle else Choice("triton", "one pass over the GPU's memory")
+    # Triton's interpreter and the meta device have to be asked for.
+    name = asked if asked != "auto" else {"cuda": "triton", "cpu": "native"}.get(kind)
+    if name is None:
+        return Choice("eager", f"there is no other for the device {kind}")
+    obstacle = _triton_obstacle(kind, dtype) if name == "triton" else _native_obstacle(kind, dtype)
+    if obstacle and asked == "auto":
+        return Choice("eager", obstacle)
     if obstacle:
         raise InputError(named_by, asked, f"be eager or auto here ({obstacle})")
-    return Choice("triton", f"{named_by} says so")
+    fused = cast("Literal['native', 'triton']", name)
+    return Choice(fused, "one pass over the features" if asked == "auto" else f"{named_by} says so")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _backend_name(device_type: str, dtype: torch.dtype, backend: Backend | None) -> str:
     """The backend's name, once its operator is registered. A constant of compiled code."""
     name = choose_backend(device_type, dtype, backend).backend
-    if name == "triton":
-        importlib.import_module("latent_shift.ops._triton")
+    if name != "eager":
+        importlib.import_module("latent_shift.ops._fused")
+        importlib.import_module(f"latent_shift.ops._{name}")
     return name
 
 
@@ -129,6 +180,15 @@ def _triton_obstacle(device_type: str, dtype: torch.dtype) -> str:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the Triton kernel has no {str(dtype).removeprefix('torch.')}"
     return "" if _triton_is_installed() else "Triton is not installed"
+
+
+def _native_obstacle(device_type: str, dtype: torch.dtype) -> str:
+    """Why the C++ cannot be used; empty where it can."""
+    if device_type not in ("cpu", "meta"):
+        return f"the C++ is for CPUs, not for the device {device_type}"
+    if dtype not in _native.DTYPES:
+        return f"the C++ has no {str(dtype).removeprefix('torch.')}"
+    return _native.obstacle()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from latent_shift.core.errors import InputError
-from latent_shift.models.layers import set_memory_format
+from latent_shift.models.layers import lay_out_for_cpu, set_memory_format
 from latent_shift.models.presets import Preset, find_preset
 
 from .components import read_index
@@ -21,9 +21,6 @@ from .schedulers import PAPER_NOISE, make_scheduler
 
 MODELS = ("emoji",)
 """Models that come with the package."""
-
-_WIDE_GROUP = 8
-"""Channels."""
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,20 +81,13 @@ def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int 
 
 
 def lay_out(pipeline: LatentShiftPipeline) -> None:
-    """Lays the weights out in channels_last in bf16 on a CPU: convolutions compute so, and transpose all else first.
-
-    Not for a U-Net whose norms have narrow groups, in which PyTorch's GroupNorm is slow then (docs/performance.md).
-    """
+    """Lays the weights out as they compute fastest on a CPU: channels_last in bf16."""
     unet, vae = pipeline.unet, pipeline.vae
     if unet.device.type != "cpu":
         return
+    lay_out_for_cpu(unet, unet.dtype)
     if vae.dtype == torch.bfloat16:
         set_memory_format(vae, "channels_last")
-    if (
-        unet.dtype == torch.bfloat16
-        and min(unet.config.block_out_channels) >= _WIDE_GROUP * unet.config.norm_num_groups
-    ):
-        set_memory_format(unet, "channels_last")
 
 
 def assemble_preset(preset: Preset, networks: Mapping[str, Any]) -> LatentShiftPipeline:

@@ -19,6 +19,7 @@ from latent_shift import __version__
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
+from latent_shift.models.layers import lay_out_for_cpu
 from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
 from latent_shift.pipelines.components import damaged_files_named
 from latent_shift.pipelines.loading import model_folder, resolve_device
@@ -171,6 +172,9 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
     pipeline.to(accelerator.device)
+    sharded = accelerator.distributed_type == DistributedType.FSDP  # which wants weights contiguous
+    if accelerator.device.type == "cpu" and recipe.precision == "bf16" and not sharded:
+        lay_out_for_cpu(unet, torch.bfloat16)
     if recipe.distillation.steps:
         return DistillationStage(recipe, pipeline, accelerator, guidance)
     return DenoisingStage(recipe, pipeline, accelerator)

@@ -70,12 +70,21 @@ def load_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer,
         (group,) = optimizer.param_groups
         whole: Any = {"state": state, "param_groups": [{**group, "params": list(trained)}]}
         set_optimizer_state_dict(network, optimizer, whole, options=_WHOLE)
+        _match_layouts(optimizer)
         return
     for parameter, quantities in state.items():
         place = trained[parameter]
         optimizer.state[place] = {
             name: value.to(place.device) if value.ndim else value.item() for name, value in quantities.items()
         }
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lays moments out as their parameters are: a fused optimiser goes through the memory of both side by side."""
+    for parameter, quantities in optimizer.state.items():
+        for name, value in quantities.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                quantities[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _is_torchs(optimizer: torch.optim.Optimizer) -> bool:

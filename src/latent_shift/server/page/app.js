@@ -12,7 +12,7 @@ sideB.id = "side-b";
 
 let model = null;
 const PAGE = 24;
-const gallery = { search: "", size: PAGE };
+const gallery = { search: "", size: PAGE, refresh: null };
 let refreshing = 0;
 let sending = false;
 
@@ -251,18 +251,24 @@ async function listShown() {
   }
 }
 
-// Tiles that did not change stay as they are, so that focus and pictures do.
-async function refreshGallery() {
-  const number = ++refreshing;
+// Ends with the newest call's problem, or null: one that is overtaken waits for it.
+function refreshGallery() {
   clearTimeout(gallery.timer);
+  gallery.refresh = refreshTiles(++refreshing);
+  return gallery.refresh;
+}
+
+// Tiles that did not change stay as they are, so that focus and pictures do.
+async function refreshTiles(number) {
   let shown;
   try {
     shown = await listShown();
   } catch (problem) {
-    if (number === refreshing) gallery.timer = setTimeout(refreshGallery, 3000);
+    if (number !== refreshing) return gallery.refresh;
+    gallery.timer = setTimeout(refreshGallery, 3000);
     return problem;
   }
-  if (number !== refreshing) return null;
+  if (number !== refreshing) return gallery.refresh;
   const before = [...$("tiles").children];
   const known = new Map(before.map((item) => [item.state, item]));
   const tiles = shown.jobs.filter((video) => video.error?.code !== "cancelled").map((video) => known.get(stateOf(video)) ?? tile(video));
