@@ -109,6 +109,31 @@ def test_an_optimizer_comes_back_bit_for_bit() -> None:
         load_tensors(dict(other.named_parameters()), {})
 
 
+def test_moments_are_laid_out_as_their_parameters() -> None:
+    def make_convolution() -> tuple[torch.nn.Conv2d, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)
+
+    def step_convolution(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        network(torch.arange(75.0).reshape(1, 3, 5, 5) / 75).square().sum().backward()
+        optimizer.step()
+
+    network, optimizer = make_convolution()
+    for _ in range(3):
+        step_convolution(network, optimizer)
+    saved = optimizer_tensors(network, optimizer)
+    state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in saved.items()}
+    other, resumed = make_convolution()
+    load_tensors(dict(other.named_parameters()), {name: one.clone() for name, one in network.named_parameters()})
+    load_optimizer_tensors(other, resumed, state)
+    assert resumed.state[other.weight]["exp_avg"].stride() == other.weight.stride()
+    for pair in ((network, optimizer), (other, resumed)):
+        step_convolution(*pair)
+    assert torch.equal(network.weight, other.weight)
+
+
 def test_shards_of_two_processes_are_whole_tensors_on_disk(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
