@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import latent_shift
+from latent_shift.ops import _native
 
 from .conftest import Run
 
@@ -18,7 +19,8 @@ def test_what_is_installed(run: Run) -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["device"] == "cpu"
     assert facts["machine"]["dtype"] in ("bfloat16", "float32")
-    assert facts["machine"]["backend"] == "eager (Triton has no kernels for the device cpu)"
+    obstacle = _native.obstacle()
+    assert facts["machine"]["backend"] == (f"eager ({obstacle})" if obstacle else "native (one pass over the features)")
 
 
 def test_who_computes_and_who_cannot(run: Run, as_users_run: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +29,10 @@ def test_who_computes_and_who_cannot(run: Run, as_users_run: None, monkeypatch: 
     monkeypatch.setenv("LATENT_SHIFT_BACKEND", "tritn")
     result = run("info", "--device", "cpu")
     assert result.code == 2
-    assert result.err == "latent-shift: error: LATENT_SHIFT_BACKEND must be one of auto, eager, triton, got 'tritn'\n"
+    assert (
+        result.err
+        == "latent-shift: error: LATENT_SHIFT_BACKEND must be one of auto, eager, native, triton, got 'tritn'\n"
+    )
 
 
 def test_the_papers_size(run: Run) -> None:

@@ -37,6 +37,8 @@ def measure_operations(
     jobs: dict[str, Callable[[], Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     chosen = choose_backend(device, dtype).backend
+    if chosen == "native" and memory_format != "channels_last":
+        chosen = "eager"  # which is what computes it then
     layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
     groups, frames = preset.unet.get("norm_num_groups", 32), preset.num_frames
     for level, channels in enumerate(preset.unet["block_out_channels"]):

@@ -133,7 +133,11 @@ class LeanFeedForward(FeedForward):  # type: ignore[misc]
         count = max(1, _PART_ELEMENTS // narrow.in_features)
         for part, place in zip(torch.split(rows, count), torch.split(out, count), strict=True):
             hidden, gate = (functional.linear(part, *layer) for layer in zip(weights, biases, strict=True))
-            place.copy_(narrow(hidden * functional.gelu(gate)))
+            hidden = hidden * functional.gelu(gate)
+            if narrow.bias is None:
+                torch.mm(hidden, narrow.weight.t(), out=place)
+            else:
+                torch.addmm(narrow.bias, hidden, narrow.weight.t(), out=place)
         return out.view(*hidden_states.shape[:-1], -1)
 
 
