@@ -56,6 +56,11 @@ def check_replaceable(folder: Path, parts: Iterable[str]) -> None:
         raise InputError("save_directory", str(folder), expected)
 
 
+def text_encoders(parts: Iterable[str]) -> list[str]:
+    """The names of a pipeline's text encoders among those of its parts: one, or SDXL's two."""
+    return [name for name in ("text_encoder", "text_encoder_2") if name in parts]
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """What `model_index.json` of a pipeline folder holds.
 

@@ -251,6 +251,21 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         )
         return positive, negative
 
+    def encode_captions(
+        self, captions: Sequence[str], size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "captions tokens width"], dict[str, Tensor] | None]:
+        """What a U-Net learns from of each caption; a dropped one is "".
+
+        Args:
+            captions: of the clips.
+            size: height and width of their frames.
+
+        Returns:
+            Text features, and added conditions where the network takes some (SDXL).
+        """
+        del size
+        return self.encode_prompt(captions)[0], None
+
     def prepare_latents(
         self,
         shape: tuple[int, int, int, int, int],

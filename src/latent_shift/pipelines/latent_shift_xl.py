@@ -101,6 +101,16 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             features.append(output.hidden_states[-2])
         return torch.cat(features, dim=-1), output[0]
 
+    def encode_captions(
+        self, captions: Sequence[str], size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "captions tokens width"], dict[str, Tensor] | None]:
+        """As in `LatentShiftPipeline`; a dropped caption is what sampling has for a missing negative prompt."""
+        features, pooled = self.encode_pooled_prompt(captions)
+        if self.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([bool(caption) for caption in captions], device=features.device)
+            features, pooled = features * given[:, None, None], pooled * given[:, None]
+        return features, _added_conditions(pooled, size)
+
     def _conditions(
         self,
         prompt: str | Sequence[str] | None,
@@ -120,9 +130,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         negative, negative_pooled = pair or self.encode_pooled_prompt(negatives)
         positive, negative = self.encode_prompt(None, None, num_videos_per_prompt, positive, negative)
         rows = torch.cat([negative_pooled, pooled]).to(positive).repeat_interleave(num_videos_per_prompt, dim=0)
-        # Original size, crop and target size: a picture of this size that was not cropped.
-        sizes = torch.tensor([[*size, 0, 0, *size]], device=rows.device, dtype=rows.dtype).repeat(len(rows), 1)
-        return positive, negative, {"text_embeds": rows, "time_ids": sizes}
+        return positive, negative, _added_conditions(rows, size)
 
     def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
         """Frames of normalised latents, as in `LatentShiftPipeline`."""
@@ -130,6 +138,12 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)
         return super().decode_latents(latents, chunk_size, output_type)
+
+
+def _added_conditions(pooled: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Of pictures of this size that were not cropped: original size, crop, target size."""
+    sizes = torch.tensor([[*size, 0, 0, *size]], device=pooled.device, dtype=pooled.dtype).repeat(len(pooled), 1)
+    return {"text_embeds": pooled, "time_ids": sizes}
 
 
 def _pair(name: str, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ from latent_shift.core.errors import InputError
 from latent_shift.models.layers import lay_out_for_cpu, set_memory_format
 from latent_shift.models.presets import Preset, find_preset
 
-from .components import read_index
+from .components import read_index, text_encoders
 from .fast import make_fast
 from .latent_shift import LatentShiftPipeline
 from .latent_shift_xl import LatentShiftXLPipeline
@@ -50,13 +50,21 @@ def load_pipeline(
     dtypes = {"default": others, "unet": unet_dtype}
     if unet_dtype == torch.bfloat16:
         dtypes["vae"] = unet_dtype
-    pipeline_class = LatentShiftXLPipeline if "text_encoder_2" in read_index(folder) else LatentShiftPipeline
-    pipeline = pipeline_class.from_pretrained(folder, torch_dtype=dtypes)
+    pipeline = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=dtypes)
     if fast:
         make_fast(pipeline, folder)
     pipeline.to(target)
     lay_out(pipeline)
     return pipeline
+
+
+def pipeline_class_of(folder: Path) -> type[LatentShiftPipeline]:
+    """Which of the pipelines a folder holds.
+
+    Raises:
+        InputError: the folder is no pipeline.
+    """
+    return LatentShiftXLPipeline if len(text_encoders(read_index(folder))) > 1 else LatentShiftPipeline
 
 
 def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int = 0) -> LatentShiftPipeline:

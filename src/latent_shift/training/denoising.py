@@ -24,6 +24,7 @@ from latent_shift.core.seeding import derive_seed
 from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.components import text_encoders
 from latent_shift.pipelines.latent_shift import latent_statistics
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
@@ -75,13 +76,15 @@ class DenoisingStage:
     def loss(self, batch: Batch) -> Float[Tensor, " rows"]:
         """Mean squared error of each row's prediction, weighted by min-SNR where the recipe says so."""
         schedule, device = self._noise_schedule, self._accelerator.device
-        latents, text = self.encode(batch), self.encode_text(batch)
+        latents = self.encode(batch)
+        text, added = self.encode_text(batch)
         noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
         noisy = schedule.add_noise(latents, noise, timesteps)
         target = noise
         if schedule.config.prediction_type == "v_prediction":
             target = schedule.get_velocity(latents, noise, timesteps)
-        prediction = self._forward(noisy, timesteps, text, boundary=batch.boundary, return_dict=False)[0]
+        conditions = {"boundary": batch.boundary, "added_cond_kwargs": added}
+        prediction = self._forward(noisy, timesteps, text, **conditions, return_dict=False)[0]
         error = weigh_motion(prediction.float() - target, self._recipe.diffusion.motion_weight)
         per_row: Tensor = error.square().mean(dim=(1, 2, 3, 4))
         return per_row * min_snr_weights(schedule, batch.timesteps, self._recipe.diffusion.min_snr_gamma).to(device)
@@ -103,14 +106,16 @@ class DenoisingStage:
         return (latents - self._mean) / self._std
 
     @torch.no_grad()
-    def encode_text(self, batch: Batch) -> Float[Tensor, "rows tokens text_width"]:
-        """Text features, on the device; computed as `encode` does."""
-        device, text = self._accelerator.device, batch.text
-        if text is None:
-            assert batch.captions is not None
-            with torch.autocast(device.type, enabled=False):
-                text = self.pipeline.encode_prompt(batch.captions)[0]
-        return text.to(device)
+    def encode_text(self, batch: Batch) -> tuple[Float[Tensor, "rows tokens text_width"], dict[str, Tensor] | None]:
+        """Text features and added conditions (SDXL), on the device; computed as `encode` does."""
+        device = self._accelerator.device
+        if batch.text is not None:
+            return batch.text.to(device), None
+        assert batch.captions is not None
+        side = self._recipe.data.size
+        with torch.autocast(device.type, enabled=False):
+            text, added = self.pipeline.encode_captions(batch.captions, (side, side))
+        return text.to(device), None if added is None else {name: one.to(device) for name, one in added.items()}
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run.
@@ -147,10 +152,11 @@ class DenoisingStage:
                 save_lora(unet, temporary)
             unet.fuse_lora()
             unet.unload_lora()
-        frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in ("vae", "text_encoder")}
+        names = ("vae", *text_encoders(self.pipeline.components))
+        frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in names}
         settings = {name: self.pipeline.config[name] for name in self.pipeline.settings()}
         parts = {**self.pipeline.components, **frozen, "unet": unet.half()}
-        LatentShiftPipeline(**parts, **settings).save_pretrained(folder)
+        type(self.pipeline)(**parts, **settings).save_pretrained(folder)
 
     def _network_of(self, weights: Mapping[str, Tensor]) -> VideoUNet:
         """Another network of the same kind, with these whole weights."""

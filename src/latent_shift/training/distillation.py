@@ -53,7 +53,7 @@ class DistillationStage(DenoisingStage):
     def loss(self, batch: Batch) -> Float[Tensor, " rows"]:
         """Mean squared error of each row's prediction, against that which leads in one step where the teacher goes."""
         device, options = self._accelerator.device, self._recipe.distillation
-        text, latents = self.encode_text(batch), batch.noise.to(device)
+        (text, _), latents = self.encode_text(batch), batch.noise.to(device)
         # Which of the student's steps each row learns: those of pure noise are 0.
         share = batch.timesteps.to(device) / self._noise_schedule.config.num_train_timesteps
         steps = ((1 - share) * options.steps).ceil().long() - 1

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from latent_shift.core.errors import InputError
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.records import CaptionedVideo
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.components import text_encoders
 from latent_shift.pipelines.text import encode_text
 
 from .config import DataConfig
@@ -68,8 +70,13 @@ def open_clip_cache(
         progress: called with "records", what is done and of how many.
 
     Raises:
+        InputError: the model is SDXL, whose text has a pooled part that caches do not hold.
         DataError: more of the records are bad than `data.max_bad_share`, or the cache is damaged.
     """
+    if len(text_encoders(pipeline.components)) > 1:
+        raise InputError(
+            "data.cache", data.cache, "be empty where the model is SDXL: it is trained on videos as they come"
+        )
     return open_or_build_cache(
         Path(data.cache),
         records,

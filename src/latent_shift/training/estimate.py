@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import read_json_object
 from latent_shift.models import TemporalAttention
 from latent_shift.ops.rates import matrix_rate
-from latent_shift.pipelines.components import read_index
+from latent_shift.pipelines.components import read_index, text_encoders
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .config import Recipe
@@ -122,7 +123,8 @@ def _frozen_parameters(recipe: Recipe) -> int | None:
     text = Path(model.text_encoder) if init is None else init
     autoencoder = Path(model.autoencoder) if model.autoencoder or init is None else init / "vae"
     count = 0
-    for folder in (autoencoder, text / "text_encoder"):
+    encoders = text_encoders(read_index(text)) if init is not None else ["text_encoder"]
+    for folder in (autoencoder, *(text / name for name in encoders)):
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             return None
@@ -192,10 +194,14 @@ def _run(unet: nn.Module, recipe: Recipe, rows: int, kept: _Kept) -> tuple[int, 
     sample = torch.zeros(rows, config.in_channels, frames, side, side, dtype=dtype, device="meta")
     text = torch.zeros(rows, _tokens(recipe), config.cross_attention_dim, dtype=dtype, device="meta")
     steps = torch.zeros(rows, dtype=torch.int64, device="meta")
-    boundary = "zero" if recipe.stage == "video" else None
+    conditions: dict[str, Any] = {"boundary": "zero" if recipe.stage == "video" else None}
+    if config.addition_embed_type == "text_time":  # SDXL: the pooled caption beside six embedded numbers
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        rows_of = functools.partial(torch.zeros, rows, dtype=dtype, device="meta")
+        conditions["added_cond_kwargs"] = {"text_embeds": rows_of(pooled), "time_ids": rows_of(6)}
     with FlopCounterMode(display=False) as counter:
         with kept.listen():
-            prediction: Tensor = unet(sample, steps, text, boundary=boundary, return_dict=False)[0]
+            prediction: Tensor = unet(sample, steps, text, **conditions, return_dict=False)[0]
         size = kept.size
         prediction.sum().backward()  # type: ignore[no-untyped-call]
     return size, float(counter.get_total_flops())

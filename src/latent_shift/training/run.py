@@ -20,9 +20,9 @@ from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
 from latent_shift.models.layers import lay_out_for_cpu
-from latent_shift.pipelines import LatentShiftPipeline, make_scheduler
-from latent_shift.pipelines.components import damaged_files_named
-from latent_shift.pipelines.loading import model_folder, resolve_device
+from latent_shift.pipelines import LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
+from latent_shift.pipelines.components import damaged_files_named, text_encoders
+from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
 
 from .autoencoding import AutoencoderStage
 from .config import Recipe
@@ -136,7 +136,10 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
     noise_correlation, guidance = recipe.preview.noise_correlation, 1.0
     if recipe.model.init:
-        base = LatentShiftPipeline.from_pretrained(model_folder(recipe.model.init), torch_dtype=torch.float32)
+        folder = model_folder(recipe.model.init)
+        base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
+        if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
+            raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
         unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
         try:
             unet.load_image_state_dict(base.unet.state_dict())
@@ -146,7 +149,9 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         parts: dict[str, Any] = {**base.components, "unet": unet}
         if recipe.model.autoencoder:
             parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
-        max_tokens, mask_padding = base.max_prompt_tokens, base.config.mask_padding
+        kept = [name for name in ("mask_padding", "force_zeros_for_empty_prompt") if name in base.config]
+        pipeline_class, own = type(base), {name: base.config[name] for name in kept}
+        max_tokens = base.max_prompt_tokens
         if recipe.distillation.steps:
             scheduler = make_scheduler("ddim-trailing", base.scheduler.config)
             noise_correlation = base.noise_correlation if noise_correlation is None else noise_correlation
@@ -158,19 +163,19 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             "vae": load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder"),
             "unet": make_network(unet_class, recipe.model.arguments),
         }
-        max_tokens, mask_padding = recipe.model.max_tokens, True
-    pipeline = LatentShiftPipeline(
+        pipeline_class, own, max_tokens = LatentShiftPipeline, {"mask_padding": True}, recipe.model.max_tokens
+    pipeline = pipeline_class(
         **{**parts, "scheduler": scheduler},
+        **own,
         max_tokens=max_tokens,
-        mask_padding=mask_padding,
         default_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
         default_noise_correlation=noise_correlation,
     )
     _check_fit(pipeline)
-    pipeline.text_encoder.requires_grad_(False).eval()
-    pipeline.vae.requires_grad_(False).eval()
+    for name in ("vae", *text_encoders(pipeline.components)):
+        getattr(pipeline, name).requires_grad_(False).eval()
     pipeline.to(accelerator.device)
     sharded = accelerator.distributed_type == DistributedType.FSDP  # which wants weights contiguous
     if accelerator.device.type == "cpu" and recipe.precision == "bf16" and not sharded:
@@ -183,10 +188,11 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
 def _check_fit(pipeline: LatentShiftPipeline) -> None:
     """Raises `InputError` unless the U-Net takes the autoencoder's latents and the text encoder's features."""
     config, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
+    widths = [getattr(pipeline, name).config.hidden_size for name in text_encoders(pipeline.components)]
     for key, expected in (
         ("in_channels", latent_channels),
         ("out_channels", latent_channels),
-        ("cross_attention_dim", pipeline.text_encoder.config.hidden_size),
+        ("cross_attention_dim", sum(widths)),
     ):
         if config[key] != expected:
             raise InputError(f"model.arguments.{key}", config[key], f"be {expected}, as the loaded parts have it")
