@@ -13,12 +13,14 @@ import torch
 import latent_shift
 from latent_shift.core.errors import InputError
 from latent_shift.models.presets import PRESETS
+from latent_shift.ops import Choice
 from latent_shift.pipelines import MODELS, load_pipeline, load_preset
 from latent_shift.pipelines.loading import lay_out, model_folder, resolve_device
 
 
-@pytest.mark.parametrize(("dtype", "narrow", "wide"), [("bf16", False, True), ("fp32", False, False)])
-def test_what_convolutions_compute_in_is_the_layout(dtype: str, narrow: bool, wide: bool) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_what_convolutions_compute_in_is_the_layout(dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def is_channels_last(network: torch.nn.Module) -> bool:
         kernels = [weight for weight in network.parameters() if weight.dim() == 4 and weight.shape[-1] > 1]
         assert all(weight.is_contiguous() for weight in kernels) or not any(
@@ -26,14 +28,15 @@ def test_what_convolutions_compute_in_is_the_layout(dtype: str, narrow: bool, wi
         )
         return kernels[0].is_contiguous(memory_format=torch.channels_last)
 
+    monkeypatch.setattr("latent_shift.models.layers.choose_backend", lambda *_: Choice(backend, ""))
     pipeline = load_preset("tiny", "cpu", dtype)  # one channel a group
-    assert is_channels_last(pipeline.unet) == narrow
+    assert is_channels_last(pipeline.unet) == (dtype == "bf16" and backend == "native")
     assert is_channels_last(pipeline.vae) == (dtype == "bf16")
     preset = dataclasses.replace(PRESETS["tiny"], unet={**PRESETS["tiny"].unet, "norm_num_groups": 4})
     unet = preset.build("cpu", pipeline.unet.dtype)["unet"]
     pipeline.register_modules(unet=unet)
     lay_out(pipeline)
-    assert is_channels_last(unet) == wide
+    assert is_channels_last(unet) == (dtype == "bf16")
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_clips_are_cut_and_resized_as_the_recipe_says(make_stage: MakeStage, tmp
     data = {"num_frames": 3, "size": 32, "cache": str(tmp_path / "cache") if cache else ""}
     stage = make_stage("video", data=data, diffusion={"image_share": 0.0})
     batch = stage.batches.draw(0)
-    latents, text = stage.encode(batch), stage.encode_text(batch)
+    latents, (text, _) = stage.encode(batch), stage.encode_text(batch)
     assert latents.shape == stage.batches.draw(0).noise.shape == (4, 4, 3, 4, 4)
     assert text.shape == (4, 8, 16)
 
@@ -243,7 +243,7 @@ def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
         batch, names = live.batches.draw(step), live.batches.names(step, range(live.batches.size(step)))
         assert batch.moments is batch.text is None
         assert batch.captions is not None
-        latents, text = means(live, batch), live.encode_text(batch)
+        latents, (text, _) = means(live, batch), live.encode_text(batch)
         for row, name in enumerate(names):
             candidates = (
                 [clips[name][:, [i]] for i in range(clips[name].shape[1])] if stage == "image" else [clips[name]]

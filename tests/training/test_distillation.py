@@ -94,7 +94,7 @@ def sample(teacher: Path, scheduler: str, spacing: str, steps: int, noise: Tenso
 def test_one_step_learns_all_steps_of_the_solver(make_student: MakeStudent, teacher: Path, count: int) -> None:
     stage = make_student(1, count)
     batch = stage.batches.draw(0)
-    text = stage.encode_text(batch)
+    text, _ = stage.encode_text(batch)
     with torch.no_grad():
         last = torch.full((len(text),), 999)
         prediction = stage.network(batch.noise, last, text, boundary="zero", return_dict=False)[0]
@@ -112,7 +112,7 @@ def test_later_steps_start_where_the_students_steps_lead(make_student: MakeStude
     """With one step of the teacher to a step and the same weights, only guidance is between the two."""
     stage = make_student(4, 1)
     batch = stage.batches.draw(0)
-    text = stage.encode_text(batch)
+    text, _ = stage.encode_text(batch)
     path = [batch.noise, *sample(teacher, "ddim-trailing", "trailing", 4, batch.noise, text, 1.0)]
     steps = 3 - batch.timesteps // 250
     assert sorted(steps.tolist()) == [0, 1, 2, 3]

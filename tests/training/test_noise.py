@@ -63,7 +63,7 @@ def test_a_converted_model_goes_on_with_its_own_noise(
     recipe = make_recipe("video", **changes)
     stage = make_stage_of(recipe)
     batch = stage.batches.draw(0)
-    latents, text = stage.encode(batch), stage.encode_text(batch)
+    latents, (text, _) = stage.encode(batch), stage.encode_text(batch)
     betas = torch.linspace(8.5e-4**0.5, 1.2e-2**0.5, 1000, dtype=torch.float64) ** 2
     kept = (1 - betas).cumprod(0)[batch.timesteps].float().view(-1, 1, 1, 1, 1)
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * batch.noise

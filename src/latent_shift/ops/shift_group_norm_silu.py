@@ -125,8 +125,9 @@ def _fused_backend(x: Tensor, backend: Backend | None) -> str | None:
 
 
 def _takes(x: Tensor) -> bool:
-    """Whether "native" computes these features."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling()
+    """Whether "native" computes these features: not those that are in both layouts."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return last and not torch.compiler.is_compiling()
 
 
 def choose_backend(
