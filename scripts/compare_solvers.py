@@ -59,13 +59,14 @@ def draw_chart(
     panels = figure.subplots(1, 2)
     measures = {"right label among five": ("match", "top5"), "motion r2": ("motion", "r2")}
     for axes, (title, (group, key)) in zip(panels, measures.items(), strict=True):
-        for name in dict.fromkeys(name for name, _ in SAMPLERS):
+        for above, name in zip((7, -14, 7), dict.fromkeys(name for name, _ in SAMPLERS), strict=True):
             own = [sampler for sampler in SAMPLERS if sampler[0] == name]
             places = [(seconds[sampler], scores[sampler][group][key]) for sampler in own]
             axes.plot(*zip(*places, strict=True), marker="o", label=name)
             for (_, steps), point in zip(own, places, strict=True):
-                axes.annotate(str(steps), point, textcoords="offset points", xytext=(4, 4))
+                axes.annotate(str(steps), point, textcoords="offset points", xytext=(0, above), ha="center")
         axes.set(title=title, xlabel="seconds a clip", xscale="log")
+        axes.margins(y=0.2)
         axes.legend()
     figure.savefig(place, dpi=120)
 
