@@ -154,6 +154,12 @@ def test_messages() -> None:
         "num_frames must divide the folded batch of 4, got 3": lambda: call(x, num_groups=2, num_frames=3),
         "fold must be at least 2, got 1": lambda: call(x, num_groups=2, fold=1),
         "boundary must be one of zero, circular, got 'reflect'": lambda: call(x, num_groups=2, boundary="reflect"),
+        "time_bias must be given with time_scale, or not at all, got None": lambda: call(
+            x, num_groups=2, time_scale=torch.ones(4, 6)
+        ),
+        "time_bias must be given with time_scale, or not at all, got 'a tensor'": lambda: call(
+            x, num_groups=2, time_bias=torch.ones(4, 6)
+        ),
     }
     for message, check in cases.items():
         with pytest.raises(InputError, match=message):

@@ -55,10 +55,12 @@ def test_a_dropped_caption_is_what_sampling_has_for_no_negative_prompt(
     pipeline = stage.pipeline
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     batch = stage.batches.draw(0)
-    batch.captions[0] = ""  # type: ignore[index]
+    captions = batch.captions
+    assert captions is not None
+    captions[0] = ""
     text, added = stage.encode_text(batch)
     none = (None,) * 4
-    positive, negative, expected = pipeline._conditions(batch.captions[1:2], None, 1, none, (SIZE, SIZE))  # type: ignore[index]
+    positive, negative, expected = pipeline._conditions(captions[1:2], None, 1, none, (SIZE, SIZE))
     assert added is not None
     assert expected is not None
     torch.testing.assert_close(text[:2], torch.cat([negative, positive]))
