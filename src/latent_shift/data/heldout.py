@@ -11,7 +11,8 @@ pairs         Of the pairs (label, single skin tone) with a clip, those with `h(
 paraphrases   Every other label with at least two tags loses one: the tag with the smallest `h("tag", family, tag)`
               among those that share no word with a label of the family, are no gender or skin tone word and no label
               themselves; where possible among those carried by at most three families, for "animal" says too little.
-              What one label of a family loses, alone or inside a longer tag, none of the family may use.
+              What one label of a family loses, alone, inside a longer tag or in another form ("laugh", "laughing": words
+              of four letters or more are one where their first four are), no caption of the family has.
 
 `python -m latent_shift.data.heldout` makes the list again from `emoji_labels.json`, which lists what the packages hold.
 """
@@ -40,6 +41,7 @@ Stage = Literal["autoencoder", "image", "video"]
 NAME = "emoji-v1"
 FRACTION = 0.08
 _PREFERRED_FAMILIES = 3
+_STEM = 4
 _LIST = Path(__file__).with_name("emoji_heldout.json")
 _LABELS = Path(__file__).with_name("emoji_labels.json")
 
@@ -105,16 +107,16 @@ class HeldOut:
     paraphrases: Mapping[str, str]
 
     @functools.cached_property
-    def _lost_words(self) -> dict[str, list[set[str]]]:
+    def _lost_stems(self) -> dict[str, list[set[str]]]:
         lost: dict[str, list[set[str]]] = defaultdict(list)
         for label, tag in self.paraphrases.items():
-            lost[family_of(label)].append(set(_words(tag)))
+            lost[family_of(label)].append(_stems(tag))
         return dict(lost)
 
     def allowed_tags(self, label: str, tags: Iterable[str]) -> list[str]:
-        """The tags of `label` that captions may use: none that a label of its family lost, nor one that contains it."""
-        lost = self._lost_words.get(family_of(label), [])
-        return [tag for tag in tags if not any(words <= set(_words(tag)) for words in lost)]
+        """The words for `label` that captions may use: none in which a tag is found that its family lost."""
+        lost = self._lost_stems.get(family_of(label), [])
+        return [tag for tag in tags if not any(stems <= _stems(tag) for stems in lost)]
 
 
 def family_of(label: str) -> str:
@@ -239,6 +241,10 @@ def _families_of_tags(families: Mapping[str, Sequence[LabelInfo]]) -> dict[str, 
         for tag in {tag for info in members for tag in info.tags}:
             counts[tag] += 1
     return counts
+
+
+def _stems(text: str) -> set[str]:
+    return {word[:_STEM] for word in _words(text)}
 
 
 def _words(text: str) -> list[str]:
