@@ -32,10 +32,11 @@ from .conftest import MakeRecipe, MakeStage, make_stage_of
 STEPS = range(16)
 KINDS = ("clips", "stills")
 BATCH_OPTIONS: dict[str, dict[str, Any]] = {
-    "image": {"image_share": 0.25, "caption_dropout": 0.3},
-    "video": {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3},
+    "image": {"image_share": 0.25, "caption_dropout": 0.3, "text_noise": 0.5},
+    "video": {"circular_share": 0.5, "image_share": 0.25, "random_phase": True, "caption_dropout": 0.3}
+    | {"text_noise": 0.5},
 }
-FIELDS = ("moments", "text", "posterior_noise", "noise", "timesteps")
+FIELDS = ("moments", "text", "text_noise", "posterior_noise", "noise", "timesteps")
 
 
 def assert_same(left: Batch, right: Batch) -> None:
@@ -381,6 +382,32 @@ def test_a_caption_belongs_to_its_clip(make_stage: MakeStage, squares: Path) -> 
 
 def test_captions_have_the_length_of_the_recipe(make_stage: MakeStage) -> None:
     assert make_stage("image", model={"max_tokens": 4}).batches.draw(0).text.shape == (4, 4, 16)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_text_noise_is_as_strong_as_the_caption_and_leaves_its_padding(make_stage: MakeStage, cached: bool) -> None:
+    data = {} if cached else {"data": {"cache": ""}}
+    stage, plain = (make_stage("image", diffusion={"text_noise": noise}, **data) for noise in (0.5, 0.0))
+    strengths = []
+    for step in range(40):
+        batch = stage.batches.draw(step)
+        assert batch.text_noise is not None
+        noisy, text = stage.encode_text(batch)[0], plain.encode_text(plain.batches.draw(step))[0]
+        padding = (text == 0).all(dim=2)
+        assert padding.any()
+        assert (noisy[padding] == 0).all()
+        added = noisy - text
+        for one, own, hidden in zip(added, text, padding, strict=True):
+            strengths.append((one[~hidden].square().mean() / own[~hidden].square().mean()).sqrt().item())
+    assert 0 < min(strengths) < 0.1
+    assert 0.4 < max(strengths) < 0.65  # at most 0.5, but for chance: a caption has few features
+    assert np.mean(strengths) == pytest.approx(0.25, abs=0.04)
+
+
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_a_stage_in_bf16_has_a_loss(make_stage: MakeStage, stage: str) -> None:
+    made = make_stage(stage, precision="bf16")
+    assert made.loss(made.batches.draw(0)).isfinite().all()
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])

@@ -67,6 +67,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.timestep_shift": ("video", {}, 3.0),
     "diffusion.motion_weight": ("video", {}, 3.0),
     "diffusion.caption_dropout": ("video", {}, 0.9),
+    "diffusion.text_noise": ("video", {}, 1.0),
     "diffusion.image_share": ("video", {}, 0.75),
     "diffusion.circular_share": ("video", {}, 0.0),
     "diffusion.random_phase": ("video", {}, True),

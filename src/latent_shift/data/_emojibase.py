@@ -19,6 +19,7 @@ TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 _WITHOUT_MEANING = {"fe0f", "e007f"}
 _MAX_TAGS = 3
+_MAX_LONE_TAGS = 4
 _LONE_TAG_LABELS = 3
 
 
@@ -114,7 +115,7 @@ def count_labels(emoji: Iterable[Emoji]) -> dict[str, int]:
 
 
 def make_captions(emoji: Emoji, tags: Sequence[str], labels_of_tag: Mapping[str, int]) -> list[str]:
-    """Up to six captions: the label; the label with one, two, three tags; at most two tags without the label.
+    """Up to eight captions: the label; the label with one, two, three tags; at most four tags without the label.
 
     Tags made of the label's own words say nothing new and are not used. The order of tags is drawn by hash for each
     emoji and form, so that the skin tones of a label differ. Only a tag of at most three labels stands alone: "animal"
@@ -138,7 +139,7 @@ def make_captions(emoji: Emoji, tags: Sequence[str], labels_of_tag: Mapping[str,
         captions.append(", ".join([label, *(tag for _, tag in by_hash[:count])]))
     alone = [tag for tag in new if labels_of_tag.get(tag, 0) <= _LONE_TAG_LABELS and re.search(r"\w{3}", tag)]
     alone.sort(key=lambda tag: hash_fraction("alone", emoji.hexcode, tag))
-    captions += [", ".join(part for part in (tag, tone) if part) for tag in alone[:2]]
+    captions += [", ".join(part for part in (tag, tone) if part) for tag in alone[:_MAX_LONE_TAGS]]
     return list(dict.fromkeys(captions))
 
 

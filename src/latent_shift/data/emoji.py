@@ -41,7 +41,7 @@ CREDITS = [
     "Labels and tags: emojibase by Miles Johnson (MIT), after Unicode CLDR",
 ]
 
-_PICTURES_VERSION, _CAPTIONS_VERSION = 1, 1
+_PICTURES_VERSION, _CAPTIONS_VERSION = 1, 2
 _BUILD_FILE, _FETCHED = "build.json", ".packages"
 _MADE_HERE = {_BUILD_FILE, MANIFEST_FILE, METADATA_FILE, "clips", "stills"}
 

@@ -11,8 +11,8 @@ pairs         Of the pairs (label, single skin tone) with a clip, those with `h(
 paraphrases   Every other label with at least two tags loses one: the tag with the smallest `h("tag", family, tag)`
               among those that share no word with a label of the family, are no gender or skin tone word and no label
               themselves; where possible among those carried by at most three families, for "animal" says too little.
-              What one label of a family loses, alone, inside a longer tag or in another form ("laugh", "laughing": words
-              of four letters or more are one where their first four are), no caption of the family has.
+              What one label of a family loses, alone, inside a longer tag or in another form ("laugh", "laughing":
+              words are one where their first four letters are), none of the family may use.
 
 `python -m latent_shift.data.heldout` makes the list again from `emoji_labels.json`, which lists what the packages hold.
 """

@@ -42,6 +42,8 @@ class Batch:
     """Text features, the empty caption's where the caption is dropped."""
     captions: list[str] | None
     """Sentences, empty where the caption is dropped."""
+    text_noise: Float[Tensor, "rows tokens text_width"] | None
+    """What is added to the text features, in units of each caption's own root mean square."""
     posterior_noise: Float[Tensor, "rows channels frames height width"]
     """What draws latents from the posterior: noise of unit variance."""
     noise: Float[Tensor, "rows channels frames height width"]
@@ -186,7 +188,7 @@ class DenoisingBatches:
         recipe: Recipe,
         samples: Samples,
         latent_shape: tuple[int, int, int],
-        max_tokens: int,
+        text_shape: tuple[int, int],
         noise_correlation: float,
     ) -> None:
         """Draws nothing yet.
@@ -195,7 +197,7 @@ class DenoisingBatches:
             recipe: the run's.
             samples: what is drawn from.
             latent_shape: channels, height and width of a frame's latents.
-            max_tokens: caption length of the model, in tokens.
+            text_shape: caption length of the model, in tokens, and width of its text features.
             noise_correlation: of neighbouring frames' noise.
 
         Raises:
@@ -204,7 +206,7 @@ class DenoisingBatches:
         if recipe.stage == "video" and "clips" not in samples.kinds:
             raise InputError("data.source", recipe.data.source, "have clips of more than one frame")
         self._recipe, self._samples = recipe, samples
-        self._latent_shape, self._max_tokens = latent_shape, max_tokens
+        self._latent_shape, self._text_shape = latent_shape, text_shape
         self._noise_correlation = noise_correlation
 
     def size(self, step: int) -> int:
@@ -237,6 +239,7 @@ class DenoisingBatches:
             boundary = "circular" if rng.random() < recipe.diffusion.circular_share else "zero"
         samples: list[Sample] = []
         noises: list[tuple[Tensor, Tensor]] = []
+        text_noises: list[Tensor] = []
         for position in range(number * size + rows.start, number * size + rows.stop):
             seed = derive_seed(recipe.seed, kind, position)
             rng = np.random.default_rng(seed)
@@ -247,12 +250,17 @@ class DenoisingBatches:
             samples.append(sample)
             channels, height, width = self._latent_shape
             shape = (2, channels, len(sample.content), height, width)
-            noise, posterior_noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            noise, posterior_noise = torch.randn(shape, generator=generator)
             noises.append((noise, posterior_noise))
+            if recipe.diffusion.text_noise:
+                strength = recipe.diffusion.text_noise * torch.rand((), generator=generator)
+                text_noises.append(strength * torch.randn(self._text_shape, generator=generator))
         noise, posterior_noise = (torch.stack(parts) for parts in zip(*noises, strict=True))
         timesteps = self._timesteps(derive_seed(recipe.seed, kind, "timesteps", number), size)
         return Batch(
-            **_stack(samples, self._max_tokens),
+            **_stack(samples, self._text_shape[0]),
+            text_noise=torch.stack(text_noises) if text_noises else None,
             posterior_noise=posterior_noise,
             noise=correlate_frames(noise, self._noise_correlation, boundary or "zero"),
             timesteps=timesteps[rows.start : rows.stop],

@@ -122,6 +122,9 @@ class DiffusionConfig(Config):
     have in common; 1 is the paper's plain MSE."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples trained with the empty caption, for classifier-free guidance."""
+    text_noise: float = Field(0.0, ge=0)
+    """The most noise that is added to a caption's text features, in units of their root mean square; how much is drawn
+    anew each time, from 0 on. So near sentences are taken for each other, also those that no caption has."""
     image_share: float = Field(0.0, ge=0, le=1)
     """Share of steps that train on still pictures: in the video stage as one-frame videos; in the image stage the other
     steps see single frames of clips. Data without stills, or without clips, has no choice."""

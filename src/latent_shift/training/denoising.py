@@ -67,7 +67,8 @@ class DenoisingStage:
             samples = LiveSamples(recipe, source)
         side = recipe.data.size // pipeline.vae_scale_factor
         shape = (int(pipeline.vae.config.latent_channels), side, side)
-        self.batches = DenoisingBatches(recipe, samples, shape, pipeline.max_prompt_tokens, self._noise_correlation)
+        text_shape = (pipeline.max_prompt_tokens, int(self.network.config.cross_attention_dim))
+        self.batches = DenoisingBatches(recipe, samples, shape, text_shape, self._noise_correlation)
 
     @property
     def _noise_correlation(self) -> float:
@@ -108,14 +109,16 @@ class DenoisingStage:
     @torch.no_grad()
     def encode_text(self, batch: Batch) -> tuple[Float[Tensor, "rows tokens text_width"], dict[str, Tensor] | None]:
         """Text features and added conditions (SDXL), on the device; computed as `encode` does."""
-        device = self._accelerator.device
-        if batch.text is not None:
-            return batch.text.to(device), None
-        assert batch.captions is not None
-        side = self._recipe.data.size
-        with torch.autocast(device.type, enabled=False):
-            text, added = self.pipeline.encode_captions(batch.captions, (side, side))
-        return text.to(device), None if added is None else {name: one.to(device) for name, one in added.items()}
+        device, text, added = self._accelerator.device, batch.text, None
+        if text is None:
+            assert batch.captions is not None
+            side = self._recipe.data.size
+            with torch.autocast(device.type, enabled=False):
+                text, added = self.pipeline.encode_captions(batch.captions, (side, side))
+        text = text.to(device)
+        if batch.text_noise is not None:
+            text = blur_text(text, batch.text_noise.to(device))
+        return text, None if added is None else {name: one.to(device) for name, one in added.items()}
 
     def preview(self, folder: Path) -> None:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run.
@@ -211,6 +214,16 @@ def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:
         clip_sample=False,
         timestep_spacing="trailing" if options.zero_terminal_snr else "linspace",
     )
+
+
+def blur_text(
+    text: Float[Tensor, "rows tokens width"], noise: Float[Tensor, "rows tokens width"]
+) -> Float[Tensor, "rows tokens width"]:
+    """Text features with noise, which is in units of each row's root mean square; padding (zeros) stays."""
+    tokens = text.abs().amax(dim=2, keepdim=True) > 0
+    count = tokens.sum(dim=(1, 2), keepdim=True).clamp(min=1) * text.shape[2]
+    scale = (text.float().square().sum(dim=(1, 2), keepdim=True) / count).sqrt()
+    return text + (noise * scale * tokens).to(text.dtype)
 
 
 def weigh_motion(

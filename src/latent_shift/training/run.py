@@ -179,7 +179,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     pipeline.to(accelerator.device)
     sharded = accelerator.distributed_type == DistributedType.FSDP  # which wants weights contiguous
     if accelerator.device.type == "cpu" and recipe.precision == "bf16" and not sharded:
-        lay_out_for_cpu(unet, torch.bfloat16)
+        lay_out_for_cpu(pipeline.unet, torch.bfloat16)
     if recipe.distillation.steps:
         return DistillationStage(recipe, pipeline, accelerator, guidance)
     return DenoisingStage(recipe, pipeline, accelerator)
