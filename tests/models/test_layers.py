@@ -159,6 +159,57 @@ def test_an_upsampling_is_that_of_diffusers_in_its_layout(batch, options):
         assert upsampling(x).is_contiguous(memory_format=CHANNELS_LAST)
 
 
+@pytest.fixture
+def undoubled(monkeypatch):
+    """How often an upsampling went without the large picture; also narrow ones of few pixels do."""
+    calls = []
+    compute = layers._convolve_doubled
+    monkeypatch.setattr(layers, "_convolve_doubled", lambda *args: calls.append(1) or compute(*args))
+    monkeypatch.setattr(layers, "_DOUBLED_CHANNELS", 6)
+    monkeypatch.setattr(layers, "_DOUBLED_PIXELS", 3 * 2 * 5)
+    return calls
+
+
+def make_upsampling(**options):
+    torch.manual_seed(0)
+    upsampling = Upsample2D(6, use_conv=True, out_channels=4, **options)
+    upsampling.__class__ = LeanUpsample2D
+    return upsampling.to(torch.bfloat16, memory_format=CHANNELS_LAST).requires_grad_(False)
+
+
+def upsample_exactly(upsampling, x):
+    large = nn.functional.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+    return convolve_exactly(upsampling.conv, large)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (4, 4), (9, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_wide_upsampling_never_makes_the_large_picture(shape, bias, undoubled):
+    upsampling = make_upsampling(bias=bias)
+    x = torch.randn(3, 6, *shape).to(torch.bfloat16, memory_format=CHANNELS_LAST)
+    out = upsampling(x)
+    assert undoubled == [1]
+    assert out.is_contiguous(memory_format=CHANNELS_LAST)
+    torch.testing.assert_close(out.double(), upsample_exactly(upsampling, x), rtol=2e-2, atol=2e-2)
+
+
+def test_other_upsamplings_make_the_large_picture(undoubled):
+    x = make_features()
+    upsampling = make_upsampling()
+    upsampling(x)  # gradients
+    with torch.no_grad():
+        upsampling(make_features(batch=1))  # few pixels
+        upsampling(x.contiguous())
+        make_upsampling(kernel_size=1, padding=0)(x)
+        make_upsampling().float()(x.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            upsampling(x)
+        upsampling.conv.register_forward_hook(lambda *_: None)
+        upsampling(x)
+    assert undoubled == []
+
+
 @pytest.mark.parametrize(
     ("backend", "channels", "dtype", "last"),
     [
