@@ -3,9 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 
+from latent_shift import LatentShiftPipeline
 from latent_shift.ops import Boundary
-from latent_shift.pipelines.noise import correlate_frames
+from latent_shift.pipelines import latent_shift
+from latent_shift.pipelines.noise import FrameNoiseSteps, correlate_frames
 
 
 def covariance(correlation: float, boundary: Boundary, frames: int) -> np.ndarray:
@@ -42,3 +45,64 @@ def test_shape_and_dtype_are_kept_and_no_correlation_is_no_change() -> None:
     assert made.shape == noise.shape
     assert made.dtype == noise.dtype
     assert torch.equal(made[:, :, 0], noise[:, :, 0])
+
+
+def make_steps(scheduler: DDPMScheduler, frames: int, boundary: Boundary = "zero") -> FrameNoiseSteps:
+    scheduler.set_timesteps(10)
+    return FrameNoiseSteps(scheduler, frames, 0.9, boundary)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "circular"])
+def test_the_noise_of_a_step_follows_the_frames(boundary: Boundary) -> None:
+    scheduler = DDPMScheduler(clip_sample=False)
+    step, timestep = make_steps(scheduler, 6, boundary), scheduler.timesteps[3]
+    prediction, latents = torch.randn(2, 4, 3, 6, 16, 16)
+
+    def stepped(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return step(prediction, timestep, latents, generator=generator, return_dict=False)[0]
+
+    drawn = torch.cat([stepped(seed) - stepped(seed + 100) for seed in range(8)])
+    rows = drawn.transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)
+    covariance_of = np.cov(rows.numpy())
+    expected = covariance(0.9, boundary, 6) * np.diag(covariance_of).mean()
+    np.testing.assert_allclose(covariance_of / expected, 1, atol=0.06)
+
+
+def test_a_step_without_noise_is_the_schedulers() -> None:
+    scheduler = DDPMScheduler(clip_sample=False)
+    step, last = make_steps(scheduler, 6), scheduler.timesteps[-1]
+    prediction, latents = torch.randn(2, 1, 3, 6, 4, 4)
+    expected = scheduler.step(prediction, last, latents, return_dict=False)
+    for one, other in zip(step(prediction, last, latents, return_dict=False), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "correlation", "eta", "frames", "follows"),
+    [
+        ({"clip_sample": False}, 0.5, 0.0, 4, True),
+        ({"clip_sample": False}, 0.0, 0.0, 4, False),
+        ({"clip_sample": False}, 0.5, 0.0, 1, False),
+        ({"clip_sample": True}, 0.5, 0.0, 4, False),
+        (None, 0.5, 0.0, 4, False),
+        (None, 0.5, 0.3, 4, True),
+    ],
+)
+def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
+    options: dict[str, bool] | None,
+    correlation: float,
+    eta: float,
+    frames: int,
+    follows: bool,
+    pipeline: LatentShiftPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[object, ...]] = []
+    kept = FrameNoiseSteps
+    monkeypatch.setattr(latent_shift, "FrameNoiseSteps", lambda *args: made.append(args[1:]) or kept(*args))
+    pipeline.unet.register_to_config(noise_correlation=correlation)
+    scheduler = DDIMScheduler(clip_sample=False) if options is None else DDPMScheduler(**options)
+    pipeline.scheduler = scheduler
+    pipeline("a", num_frames=frames, num_inference_steps=2, eta=eta, boundary="circular", output_type="latent")
+    assert made == ([(frames, correlation, "circular")] if follows else [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,11 +28,40 @@ def correlate_frames(
     frames = noise.shape[2]
     if not correlation or frames == 1:
         return noise
+    return _mix(_factor(frames, correlation, boundary), noise)
+
+
+class FrameNoiseSteps:
+    """Steps of a scheduler that draws noise of its own (DDPM; DDIM with `eta`), for a model whose frames share noise.
+
+    A step is linear in latents, prediction and noise. So it is done where the frames' noise is independent, as the
+    scheduler draws it, and its outcome brought back: its noise then follows the frames as that of training does.
+    """
+
+    def __init__(self, scheduler: Any, frames: int, correlation: float, boundary: Boundary) -> None:
+        """Args: as of `correlate_frames`; the scheduler must not clip what it predicts."""
+        factor = _factor(frames, correlation, boundary)
+        self._scheduler, self._factor, self._inverse = scheduler, factor, torch.linalg.inv(factor)
+
+    def __call__(self, prediction: Tensor, timestep: Tensor, latents: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        """As the scheduler's `step`."""
+        apart, before = (_mix(self._inverse, clips) for clips in (prediction, latents))
+        stepped = self._scheduler.step(apart, timestep, before, **options)
+        return tuple(_mix(self._factor, clips) for clips in stepped)
+
+
+def _factor(frames: int, correlation: float, boundary: Boundary) -> Float[Tensor, "frames frames"]:
+    """The triangular matrix that makes independent noise of the frames follow them."""
     index = torch.arange(frames, dtype=torch.float64)
     distance = (index[:, None] - index).abs()
     covariance = correlation**distance
     if boundary == "circular":
         covariance = (covariance + correlation ** (frames - distance)) / (1 + correlation**frames)
-    factor = torch.linalg.cholesky(covariance).to(noise)
+    return torch.linalg.cholesky(covariance)
+
+
+def _mix(factor: Float[Tensor, "frames frames"], clips: Tensor) -> Tensor:
+    """Frames of clips `(batch, channels, frames, height, width)` as sums of each other."""
+    factor = factor.to(clips)
     # One clip after the other: how matrix products round depends on their size, so on the other clips.
-    return torch.stack([torch.einsum("ts,cshw->cthw", factor, clip) for clip in noise])
+    return torch.stack([torch.einsum("ts,cshw->cthw", factor, clip) for clip in clips])
