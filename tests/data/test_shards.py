@@ -8,14 +8,22 @@ import json
 import logging
 import sys
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import pytest
+import uvicorn
 from disk import full_disk
 from fsspec.implementations.memory import MemoryFileSystem
 from media.films import write_film
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.data import ClipConfig, ClipLoader, open_source, remote
@@ -164,6 +172,11 @@ class SignedFiles(MemoryFileSystem):
             raise ConnectionResetError("connection reset")
         return super()._open(name, mode, **options)
 
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        with self._open(path) as file:
+            content: bytes = file.read()
+        return content[start:end]
+
 
 @pytest.fixture
 def signed(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -217,6 +230,67 @@ def test_remote_shards_have_a_cache_of_their_own(signed: str) -> None:
     content[len(content) // 2] ^= 1
     far.pipe("/signed/00000.tar", bytes(content))
     assert not set(keys) & set(file_keys(list(open_source(spec))))
+
+
+@dataclasses.dataclass
+class Site:
+    """A web server of a folder's files, and the ranges that it was asked for."""
+
+    folder: Path
+    url: str = ""
+    sends_parts: bool = True
+    asked: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
+
+    async def answer(self, request: Request) -> Response:
+        file = self.folder / request.path_params["name"]
+        self.asked.append((file.name, request.headers.get("range")))
+        if not file.is_file():
+            return Response(status_code=404)
+        return FileResponse(file) if self.sends_parts else Response(file.read_bytes())
+
+
+@pytest.fixture
+def site(films: Path, tmp_path: Path) -> Iterator[Site]:
+    write_shards(open_source(str(films)), tmp_path / "shards")
+    site = Site(tmp_path / "shards")
+    app = Starlette(routes=[Route("/{name}", site.answer)])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    site.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield site
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["index.jsonl", "{00000..00000}.tar"])
+def test_of_a_shard_on_the_web_a_samples_own_bytes_are_fetched(site: Site, name: str) -> None:
+    source, near = open_source(f"shards:{site.url}/{name}"), open_source(str(site.folder))
+    site.asked.clear()
+    assert record_bytes(source[3]) == record_bytes(near[3])
+    member = source[3].member
+    assert member is not None
+    assert site.asked == [("00000.tar", f"bytes={member.offset}-{member.offset + member.size - 1}")]
+    frames = ClipLoader(source, CONFIG, seed=3)[1].frames
+    assert (frames == ClipLoader(near, CONFIG, seed=3)[1].frames).all()
+
+
+def test_a_web_server_that_sends_whole_files_is_named_and_asked_once(site: Site) -> None:
+    record = open_source(f"shards:{site.url}/index.jsonl")[3]
+    site.sends_parts = False
+    site.asked.clear()
+    with pytest.raises(DataError, match=r"000003.mp4 cannot be read \(its server sends whole files, and no parts"):
+        record_bytes(record)
+    assert len(site.asked) == 1
+
+
+def test_what_is_not_on_the_web_is_one_line(site: Site) -> None:
+    with pytest.raises(
+        InputError, match=rf"source must be .* that can be read \(nothing is there\), got '{site.url}/no"
+    ):
+        open_source(f"shards:{site.url}/no.jsonl")
 
 
 def test_a_full_disk_is_one_line(films: Path, tmp_path: Path) -> None:

@@ -82,12 +82,14 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
     failures: tuple[type[Exception], ...] = (*read_failures(), ImportError, ValueError)
     for attempt in range(1, attempts + 1):
         try:
-            with fsspec.open(place, "rb") as file:
-                file.seek(offset)
-                data: bytes = file.read(size)
+            system, path = fsspec.url_to_fs(place)
+            data: bytes = system.cat_file(path, start=offset, end=offset + size)
             if len(data) == size:
                 return data
             problem = DataError(f"{name} is truncated: {size - len(data)} bytes are missing")
+            if len(data) > size:
+                problem = DataError(f"{name} cannot be read (its server sends whole files, and no parts of them)")
+                break
         except failures as error:
             problem = DataError(f"{name} cannot be read ({_line(error)})")
             problem.__cause__ = error
