@@ -36,7 +36,8 @@ def test_a_variant_is_the_recipe_with_one_change(recipe: Recipe) -> None:
     first, *others = (ablation._vary(recipe, name, variant).model_dump() for name, variant in VARIANTS.items())
     for (name, variant), other in zip(list(VARIANTS.items())[1:], others, strict=True):
         changed = {key for key in first if first[key] != other[key]}
-        assert changed <= {"output", "model", "diffusion"}, name
+        assert changed <= {"output", "model", "diffusion", "seed"}, name
+        assert other["seed"] == first["seed"] + variant.seed
         arguments = {
             key: value
             for key, value in other["model"]["arguments"].items()
@@ -64,6 +65,7 @@ def test_variants_are_trained_once_and_compared_with_the_first(
         "before-conv1": [3, "before_conv1", "circular"],
         "zero": [3, "before_norm1", "zero"],
         "mixed": [3, "before_norm1", "circular"],
+        "seed": [3, "before_norm1", "circular"],
     }
     weights = {sha256_file(tmp_path / f"runs/{name}/model/unet" / WEIGHTS) for name in VARIANTS}
     assert len(weights) == len(VARIANTS)
@@ -90,6 +92,10 @@ def test_variants_are_trained_once_and_compared_with_the_first(
     # What is complete after two steps is no run of one step.
     with pytest.raises(InputError, match="recipe.output must be a new folder, or that of runs of 1 steps: paper has 2"):
         ablate(recipe.model_copy(update={"steps": 1}), *places)
+    origin = tmp_path / "runs/origin.json"
+    origin.write_text(json.dumps({"init": "another"}))
+    with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another init"):
+        ablate(recipe, *places)
 
 
 def test_other_recipes_are_refused(make_tree: MakeTree, recipe: Recipe, road: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def claims(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     seeds: Annotated[int, typer.Option(help="Clips of each subject, each with a seed of its own.")] = 3,
     limit: Annotated[int | None, typer.Option(help="At most so many subjects of each set, for trials.")] = None,
-    rounds: Annotated[int, typer.Option(help="Clips of each model that are timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Clips of each model that are timed.")] = 7,
     batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -34,9 +34,9 @@ def claims(
     """The paper's claims, tested on a Latent-Shift model and its Latent-VDM twin. A rerun goes on.
 
     Examples:
-      latent-shift reproduce claims --twin models/emoji-vdm --base runs/emoji-image/model
+      latent-shift reproduce claims --model runs/emoji-video/model --twin runs/emoji-vdm/model
 
-      latent-shift reproduce claims --twin models/emoji-vdm --seeds 1 --limit 10
+      latent-shift reproduce claims --twin runs/emoji-vdm/model --seeds 1 --limit 10
     """
     from latent_shift.evaluation import ReproduceOptions
     from latent_shift.evaluation import reproduce as run

@@ -9,13 +9,13 @@ from typing import Any
 
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError
-from latent_shift.core.files import read_json_object
-from latent_shift.pipelines.loading import resolve_dtype
+from latent_shift.core.files import read_json_object, write_json
+from latent_shift.pipelines.loading import model_folder, resolve_dtype
 from latent_shift.training import Recipe, train
 
 from .claims import Claim, Comparison, Statistic, verdict
 from .report import check_report, rounded, write_ablation
-from .samples import Progress
+from .samples import Progress, hash_folder
 from .subjects import open_emoji
 from .systems import ReproduceOptions, Samples, System
 
@@ -28,11 +28,13 @@ class Variant:
         title: for readers.
         arguments: of the U-Net, above those of the recipe.
         circular_share: of the batches, those that are loops.
+        seed: added to the recipe's.
     """
 
     title: str
     arguments: Mapping[str, Any]
     circular_share: float = 1.0
+    seed: int = 0
 
 
 VARIANTS = {
@@ -42,6 +44,7 @@ VARIANTS = {
     "before-conv1": Variant("after norm and SiLU, before conv1", {"shift_placement": "before_conv1"}),
     "zero": Variant("zeros at the ends, in training and sampling", {"default_boundary": "zero"}, 0.0),
     "mixed": Variant("zeros or loops by coin toss in training, loops in sampling", {}, 0.5),
+    "seed": Variant("the first again, with another seed", {}, seed=1),
 }
 """The first is what the others are compared with."""
 _COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "default_boundary": "circular"}
@@ -77,7 +80,7 @@ def ablate(
 
     Raises:
         InputError: the recipe is of another stage, network or data, sets what the variants change, or its folder holds
-            longer runs; or the device or dtype is not there.
+            longer runs, or runs from other weights; or the device or dtype is not there.
         MissingExtraError: matplotlib is not installed.
     """
     options, say = options or ReproduceOptions(), progress or (lambda _what, _done, _total: None)
@@ -90,6 +93,7 @@ def ablate(
     folder = open_emoji(recipe.data.source)
     resolve_dtype(dtype, device)
     check_report(Path(report))
+    _check_origin(recipe)
     models = {name: _trained(_vary(recipe, name, variant), name, say) for name, variant in VARIANTS.items()}
     systems = {name: System(variant.title, name) for name, variant in VARIANTS.items()}
     samples = Samples(systems, models, folder, Path(output), options, device, dtype, say)
@@ -97,7 +101,8 @@ def ablate(
     first, *_ = VARIANTS
     pipeline = samples.load(first)
     real = samples.real_features("training", pipeline.config.default_size)
-    comparison = Comparison(measured, real, options.resamples)
+    comparison = Comparison(measured, real, samples.families["training"], options.resamples)
+    subjects = len(samples.subjects["training"][0])
     variants: dict[str, Any] = {}
     for name, variant in VARIANTS.items():
         scores = {key: comparison.score(name, key) for key in _STATISTICS}
@@ -105,7 +110,7 @@ def ablate(
         row["scores"] = {key: score and rounded(score) for key, score in scores.items()}
         if name != first:
             gains = {key: comparison.gain(Claim("", variant.title, key, name, first)) for key in _COMPARED}
-            row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain)} for key, gain in gains.items()}
+            row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain, subjects)} for key, gain in gains.items()}
         variants[name] = row
     settings = {
         "steps": recipe.steps,
@@ -113,13 +118,29 @@ def ablate(
         "size": pipeline.config.default_size,
         "frames": pipeline.config.default_frames,
         "init": Path(recipe.model.init).name,
-        "subjects": len(samples.subjects["training"][0]),
+        "subjects": subjects,
+        "sampling_steps": options.steps,
+        "guidance_scale": pipeline.config.default_guidance_scale,
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "limit": options.limit,
         "seeds": options.seeds,
         "resamples": options.resamples,
     }
     result = {"settings": settings, "variants": variants}
     write_ablation(result, Path(report))
     return result
+
+
+def _check_origin(recipe: Recipe) -> None:
+    """Raises `InputError` where the folder has runs that began from other weights; writes down which these are."""
+    place, model = Path(recipe.output) / "origin.json", recipe.model
+    found = {"init": hash_folder(model_folder(model.init))}
+    if model.autoencoder:
+        found["autoencoder"] = hash_folder(Path(model.autoencoder))
+    if place.is_file() and (kept := read_json_object(place)) != found:
+        changed = min(key for key in found if kept.get(key) != found[key])
+        raise InputError("recipe.output", recipe.output, f"be a new folder: its runs began from another {changed}")
+    write_json(place, found)
 
 
 def _trained(recipe: Recipe, name: str, say: Progress) -> str:
@@ -142,4 +163,5 @@ def _vary(recipe: Recipe, name: str, variant: Variant) -> Recipe:
     model = tree.setdefault("model", {})
     model["arguments"] = {**model.get("arguments", {}), **_COMMON, **variant.arguments}
     tree.setdefault("diffusion", {})["circular_share"] = variant.circular_share
+    tree["seed"] = recipe.seed + variant.seed
     return parse_config(Recipe, tree)

@@ -91,8 +91,8 @@ class EmojiJudge:
 
     def features(self, frames: Frames) -> Float32[np.ndarray, "frames 1280"]:
         """Of up to eight evenly spaced frames."""
-        chosen = frames[:: max(1, len(frames) // _MATCH_FRAMES)][:_MATCH_FRAMES]
-        return frame_features(self._network, chosen)
+        chosen = loop_frame_indices(len(frames), min(_MATCH_FRAMES, len(frames)))
+        return frame_features(self._network, frames[chosen])
 
     def judge(self, subject: Subject, clip: Frames) -> Judgement:
         """Looks at one clip.

@@ -18,6 +18,9 @@ from latent_shift.media import Frames, write_video
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
 
+_VERSION = 2
+"""Of the arithmetic of sampling: another one where a solver changes, so that kept clips are made again."""
+
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how much of it, and how much there is."""
 
@@ -126,6 +129,7 @@ def sample_settings(
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
+        "version": _VERSION,
     }
 
 

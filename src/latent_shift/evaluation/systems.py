@@ -21,6 +21,7 @@ from latent_shift.media import Frames, read_video, resize_frames
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
+from latent_shift.pipelines.schedulers import make_scheduler
 
 from .judge import EmojiJudge
 from .samples import Progress, SampleStore, hash_folder, sample_settings
@@ -33,7 +34,8 @@ class System:
 
     Attributes:
         title: for readers.
-        model: which: `latent_shift`, `latent_vdm`, or `base`, the text-to-image model that both were trained from.
+        model: which: `latent_shift`, `latent_vdm`, or `base`, the text-to-image model that both were trained from,
+            which draws with Latent-Shift's guidance and autoencoder.
         boundary: as the pipeline takes it; None leaves the shift, or the temporal attention, out.
         image: one frame, which counts as a frozen clip.
         sets: of `SETS`, those it is asked for.
@@ -78,7 +80,7 @@ class ReproduceOptions:
     seeds: int = 3
     labels: int = 100
     limit: int | None = None
-    rounds: int = 5
+    rounds: int = 7
     resamples: int = 200
     batch_size: int = 1
 
@@ -154,6 +156,11 @@ class Samples:
             name: [subjects[name][: options.limit] for subjects in seeds] for name in SETS
         }
         """Of each set, for each seed."""
+        self.families = {
+            name: [str(folder[one.record].metadata["family"]) for one in first]
+            for name, (first, *_) in self.subjects.items()
+        }
+        """Of the subjects of each set."""
         for name, (first, *_) in self.subjects.items():
             if len(first) < 2 and any(name in system.sets for system in self.systems.values()):
                 raise InputError("data", str(folder.path), f"have at least 2 subjects in the set {name}")
@@ -205,17 +212,23 @@ class Samples:
 
     def _store(self, system: str) -> SampleStore:
         how = self.systems[system]
-        pipeline = self.load(how.model)
+        pipeline, weights, guidance_scale = self.load(how.model), self.hashes[how.model], None
+        if how.model == "base":
+            weights = f"{weights} decoded by {self.hashes['latent_shift']}"
+            guidance_scale = self.load("latent_shift").config.default_guidance_scale
         settings = sample_settings(
             pipeline,
-            self.hashes[how.model],
+            weights,
             frames=1 if how.image else pipeline.config.default_frames,
             boundary=how.boundary,
             steps=self._options.steps,
+            guidance_scale=guidance_scale,
         )
         return SampleStore(self._output, pipeline, settings, self._options.batch_size)
 
     def _load(self, model: str) -> LatentShiftPipeline:
+        """A model, with the solver that settings name; the base draws with the video model's decoder."""
         pipeline = load_pipeline(self._models[model], self._device, self._dtype)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler.config)
         return pipeline

@@ -57,7 +57,8 @@ def _factor(frames: int, correlation: float, boundary: Boundary) -> Float[Tensor
     covariance = correlation**distance
     if boundary == "circular":
         covariance = (covariance + correlation ** (frames - distance)) / (1 + correlation**frames)
-    return torch.linalg.cholesky(covariance)
+    factor: Tensor = torch.linalg.cholesky(covariance)
+    return factor
 
 
 def _mix(factor: Float[Tensor, "frames frames"], clips: Tensor) -> Tensor:
