@@ -229,12 +229,23 @@ def test_bad_records_have_no_frames_up_to_a_share(
         open_cache()
     with pytest.raises(DataError, match="more than max_bad_share = 0.3"):
         open_cache(max_bad_share=0.3)
-    made = open_cache(max_bad_share=0.5, encode_frames=never)
+    made = open_cache(max_bad_share=0.5)
     assert made.frame_offsets.tolist() == [0, 3, 3, 8]
     assert made.caption(1, 0).tolist() == [[4, 4]]
     assert "quarantined" in caplog.text
     (place,) = places(tmp_path)
     assert list(json.loads((place / "cache.json").read_text())["bad"]) == [str(folder.path / "1.webp")]
+
+
+def test_what_could_not_be_read_once_is_tried_again(open_cache: Open) -> None:
+    """A disk or a network that was away leaves nothing behind."""
+
+    def away(record: CaptionedVideo) -> Frames:
+        raise DataError(f"{record.path} cannot be read (connection refused)")
+
+    with pytest.raises(DataError, match=r"^3 of 3 videos are bad, .*connection refused"):
+        open_cache(read_frames=away)
+    assert open_cache().frame_offsets.tolist() == [0, 3, 4, 9]
 
 
 def test_a_build_that_was_killed_before_its_last_file_is_made_again(open_cache: Open, tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_a_table(tmp_path: Path, suffix: str) -> None:
     assert why(path) == {"gone.mp4": "the file is missing", "b.mp4": "it has no caption"}
 
 
+def test_a_caption_with_commas_and_no_quotes_is_dropped_and_not_cut(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "t.csv").write_text('path,caption\na.mp4,"a dog, quoted"\nb.mp4,a dog, with a hat\n')
+    source = open_source(str(tmp_path / "t.csv"))
+    assert [record.caption for record in source] == ["a dog, quoted"]
+    (dropped,) = source.dropped
+    assert dropped.file.endswith("t.csv, row 2")
+    assert dropped.reason == "it has more cells than the header; put captions with commas in quotes"
+
+
 def test_columns_and_root_can_be_named(tmp_path: Path) -> None:
     touch(tmp_path, "films/a.mp4")
     path = tmp_path / "clips.jsonl"

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from latent_shift.core.config import Config
-from latent_shift.core.errors import DataError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.training import Recipe, train
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.report import read_log
@@ -131,6 +131,12 @@ def outcome(recipe: Recipe) -> str:
         for name in sorted(tensors):
             digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
+
+
+def test_a_key_that_no_record_has_balances_nothing(make_recipe: MakeRecipe) -> None:
+    for stage in ("autoencoder", "image", "video"):
+        with pytest.raises(InputError, match=r"data.balance_by must be among the metadata of the records, label"):
+            train(make_recipe(stage, data={"balance_by": "lable"}))
 
 
 def test_no_field_is_forgotten() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
-from latent_shift.training import Recipe, train
+from latent_shift.training import Recipe, run, train
 from latent_shift.training.report import read_log
 
-from .conftest import MakeRecipe
+from .conftest import MakeRecipe, make_stage_of
 
 NOWHERE = "data.source must be a file or folder that exists, got 'nowhere'"
 
@@ -55,13 +56,13 @@ def test_a_finished_run_does_nothing_again(
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"seed": 1}, "seed"),
-        ({"batch_size": 5}, "batch_size"),
-        ({"optimizer": {"learning_rate": 1e-5}}, "optimizer"),
-        ({"autoencoder_loss": {"kl_weight": 0.5}}, "autoencoder_loss"),
-        ({"data": {"balance_by": ""}}, "data"),
-        ({"model": {"arguments": {"latent_channels": 5}}}, "model"),
-        ({"precision": "bf16"}, "precision"),
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"batch_size": 5}, "batch_size = 4, not 5"),
+        ({"optimizer": {"learning_rate": 1e-5}}, "optimizer.learning_rate = "),
+        ({"autoencoder_loss": {"kl_weight": 0.5}}, "autoencoder_loss."),
+        ({"data": {"balance_by": ""}}, "data.balance_by = "),
+        ({"model": {"arguments": {"latent_channels": 5}}}, "model.arguments."),
+        ({"precision": "bf16"}, "precision = 'fp32', not 'bf16'"),
     ],
 )
 def test_the_folder_of_another_recipe_is_refused(make_recipe: MakeRecipe, changes: dict[str, Any], key: str) -> None:
@@ -70,7 +71,8 @@ def test_the_folder_of_another_recipe_is_refused(make_recipe: MakeRecipe, change
     before = snapshot(Path(recipe.output))
     saved = (Path(recipe.output) / "recipe.json").read_bytes()
     message = refused(make_recipe("autoencoder", **changes))
-    assert message == f"output must be a new folder: it holds a run with another {key!r}, got {recipe.output!r}"
+    assert message.startswith(f"output must be a new folder: it holds a run with {key}")
+    assert message.endswith(f", got {recipe.output!r}")
     assert snapshot(Path(recipe.output)) == before
     assert (Path(recipe.output) / "recipe.json").read_bytes() == saved
 
@@ -83,16 +85,84 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(make_recipe: MakeRecipe)
     place.write_text(json.dumps(facts))
     assert train(make_recipe("autoencoder", steps=2)).is_dir()
     changed = make_recipe("autoencoder", steps=2, autoencoder_loss={"latent_noise": 0.1, "crop": 8})
-    assert "another 'autoencoder_loss'" in refused(changed)
+    assert "it holds a run with autoencoder_loss.latent_noise = 0.0, not 0.1" in refused(changed)
 
 
 def test_what_changes_no_result_may_change(make_recipe: MakeRecipe) -> None:
     train(make_recipe("autoencoder", steps=2))
     steps: list[int] = []
     changes: dict[str, Any] = {"device": "auto", "checkpoint_minutes": 1.0, "preview": {"every": 7}, "steps": 3}
+    changes |= {"log_every": 3, "data": {"max_bad_share": 0.5}}
     output = train(make_recipe("autoencoder", **changes), lambda done, *_: steps.append(done))
     assert steps == [3]
     assert json.loads((output.parent / "recipe.json").read_text())["recipe"]["preview"]["every"] == 7
+
+
+def test_a_run_goes_on_where_its_folder_was_moved_to(make_recipe: MakeRecipe) -> None:
+    before = Path(train(make_recipe("autoencoder", steps=2))).parent
+    moved = make_recipe("autoencoder", "moved", steps=3)
+    before.rename(moved.output)
+    steps: list[int] = []
+    train(moved, lambda done, *_: steps.append(done))
+    assert steps == [3]
+
+
+def test_fewer_steps_than_were_done_are_refused_and_a_complete_run_keeps_its_recipe(make_recipe: MakeRecipe) -> None:
+    output = train(make_recipe("autoencoder", steps=3)).parent
+    saved = (output / "recipe.json").read_bytes()
+    train(make_recipe("autoencoder", steps=2))
+    assert (output / "recipe.json").read_bytes() == saved
+    (output / "done.json").unlink()
+    assert refused(make_recipe("autoencoder", steps=2)).startswith("steps must be at least 3, which ")
+
+
+def test_a_run_that_took_no_step_leaves_its_folder_free(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InputError("batch_size", 3, "be right")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_stage", fail)
+        assert refused(make_recipe("autoencoder", batch_size=3)) == "batch_size must be right, got 3"
+    recipe = make_recipe("autoencoder", steps=1)
+    assert not Path(recipe.output).exists()
+    Path(recipe.output).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_stage", fail)
+        refused(make_recipe("autoencoder", batch_size=3))
+    assert train(recipe).is_dir()
+
+
+def test_two_runs_do_not_share_a_folder(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("autoencoder", steps=1)
+    Path(recipe.output).mkdir(parents=True)
+    with FileLock(Path(recipe.output) / ".lock"):
+        assert refused(recipe) == f"output must be a folder that no other run is using now, got {recipe.output!r}"
+    train(recipe)
+    assert not (Path(recipe.output) / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "boundary", "fps"),
+    [
+        ({}, "zero", 2.0),
+        ({"diffusion": {"circular_share": 0.5}}, "circular", 2.0),
+        ({"model": {"arguments": {"default_boundary": "circular"}}}, "circular", 2.0),
+        ({"data": {"num_frames": 2, "duration_s": 0.2}}, "zero", 10.0),
+    ],
+)
+def test_a_model_is_sampled_as_it_was_trained(
+    make_recipe: MakeRecipe, road: Path, tmp_path: Path, changes: dict[str, Any], boundary: str, fps: float
+) -> None:
+    init = Path(shutil.copytree(road / "video/model", tmp_path / "init"))
+    for file, key, value in (("unet/config.json", "default_boundary", "circular"), ("model_index.json", "fps", 2.0)):
+        (init / file).write_text(json.dumps({**json.loads((init / file).read_text()), key: value}))
+    changes = {"diffusion": {"circular_share": 0.0}, **changes}
+    changes["model"] = {"init": str(init), "arguments": {}, **changes.get("model", {})}
+    pipeline = make_stage_of(make_recipe("video", **changes)).pipeline
+    assert pipeline.unet.config.default_boundary == boundary
+    assert pipeline.config.fps == fps
 
 
 def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:

@@ -31,7 +31,7 @@ def train(
 
       latent-shift train recipes/emoji-video.toml --set steps=2000 --set output=runs/longer
 
-      accelerate launch -m latent_shift train recipes/paper-webvid.toml
+      torchrun --nproc-per-node 8 -m latent_shift train recipes/paper-webvid.toml
     """
     from latent_shift.core.config import load_config
     from latent_shift.training.config import Recipe
@@ -69,7 +69,7 @@ def train(
 
 def _dry_run(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe, where it leaves its model's noise process, and what a run needs or why nobody knows."""
-    from latent_shift.core.errors import LatentShiftError
+    from latent_shift.core.errors import InputError, LatentShiftError
     from latent_shift.training.estimate import estimate_run
     from latent_shift.training.noise import resolve_noise
 
@@ -82,5 +82,7 @@ def _dry_run(recipe: Recipe) -> dict[str, Any]:
         recipe, notes = resolve_noise(recipe)
         estimate = dataclasses.asdict(estimate_run(recipe))
     except LatentShiftError as error:
+        if isinstance(error, InputError) and error.argument.startswith("model.arguments"):
+            raise
         estimate = f"not known: {error}"
     return {"recipe": recipe.model_dump(mode="json"), "notes": notes, "estimate": estimate}

@@ -16,8 +16,10 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_COLUMNS = ("file_name", "video", "video_path", "path", "file", "filename")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "sentence", "name")
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
+_TOO_LONG = "it has more cells than the header; put captions with commas in quotes"
 
-Row = dict[str, Any]
+Row = dict[Any, Any]
+"""By column; of a CSV, None has the cells that are too many."""
 
 
 def read_files(path: Path, options: Mapping[str, str], argument: str) -> CollectedSource:
@@ -54,11 +56,14 @@ def read_table(path: Path, options: Mapping[str, str], argument: str) -> Collect
         if number == 1:
             video = _column(row, options.get("video"), VIDEO_COLUMNS, table, "video")
             caption = _column(row, options.get("caption"), CAPTION_COLUMNS, table, "caption")
+        if None in row:
+            source.drop(f"{table}, row {number}", _TOO_LONG)
+            continue
         name, more = row.get(video), row.get("captions")
         if not isinstance(name, str) or not name.strip():
             source.drop(f"{table}, row {number}", f"its {video} is no path")
             continue
-        metadata = {key: value for key, value in row.items() if key not in (video, caption, "captions", None)}
+        metadata = {key: value for key, value in row.items() if key not in (video, caption, "captions")}
         source.add(root / name, [row.get(caption), *(more if isinstance(more, list) else [])], metadata)
     return source
 
@@ -75,6 +80,9 @@ def read_webvid(path: Path, options: Mapping[str, str], argument: str) -> Collec
     for number, row in enumerate(iterate_rows(table), start=1):
         if number == 1 and not {"videoid", "page_dir", "name"} <= row.keys():
             raise InputError(argument, str(table), f"have WebVid's columns {', '.join(WEBVID_COLUMNS)}")
+        if None in row:
+            source.drop(f"{table}, row {number}", _TOO_LONG)
+            continue
         place = PurePosixPath(str(row["page_dir"] or ""), f"{row['videoid']}.mp4")
         if place.is_absolute() or ".." in place.parts:
             source.drop(f"{table}, row {number}", f"its page_dir {row['page_dir']!r} leads out of the folder")

@@ -116,8 +116,8 @@ def open_or_build_cache(
     place = root / digest[:16]
     if not (place / "cache.json").exists():
         logger.info("building the cache %s", place.name)
-        bad = _build_parts(_parts_of(place), records, read_frames, encode_frames, encode_text, progress)
-        _refuse_many(bad, len(records), max_bad_share)
+        parts = _parts_of(place)
+        bad = _build_parts(parts, records, read_frames, encode_frames, encode_text, max_bad_share, progress)
         with clear_write_errors(f"cache {place}", _PARTS_STAY):
             _join_parts(place, records)
             facts = {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad}
@@ -149,15 +149,20 @@ def _build_parts(
     read_frames: ReadFrames,
     encode_frames: EncodeFrames,
     encode_text: EncodeText | None,
+    max_bad_share: float,
     progress: Progress | None,
 ) -> dict[str, str]:
-    """Writes the parts that are not there yet; returns the bad records' files and their reasons, of all parts."""
+    """Writes the parts that are not there yet; returns the bad records' files and their reasons, of all parts.
+
+    A part in which something could not be read is made again: perhaps a disk or a network was away.
+    """
     bad: dict[str, str] = {}
     for file, start in zip(_part_files(parts, len(records)), range(0, len(records), _PART), strict=True):
         chunk = records[start : start + _PART]
         try:
             with np.load(file) as part:
-                bad |= json.loads(str(part["bad"]))
+                if json.loads(str(part["bad"])):
+                    raise ValueError("not all of it could be read")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             frames, reasons = _encode_clips(chunk, read_frames, encode_frames)
             tokens = _encode_captions([caption for record in chunk for caption in record.captions], encode_text)
@@ -171,6 +176,7 @@ def _build_parts(
                     bad=json.dumps(reasons),
                 )
             bad |= reasons
+            _refuse_many(bad, len(records), max_bad_share)
         if progress is not None:
             progress("records", start + len(chunk), len(records))
     return bad

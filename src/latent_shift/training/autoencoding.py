@@ -25,7 +25,7 @@ from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
 from .networks import load_autoencoder, make_network
-from .sources import clip_fingerprint, open_records, read_clip_once
+from .sources import balance_groups, check_balance, clip_fingerprint, open_records, read_clip_once
 
 _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
@@ -63,8 +63,8 @@ class CropBatches:
         """
         self._recipe, self._records, self._cache = recipe, records, cache
         self._usable: list[int] = np.nonzero(np.diff(cache.frame_offsets))[0].tolist()
-        groups = [records[index].metadata.get(recipe.data.balance_by, index) for index in self._usable]
-        self._order = SampleOrder([str(group) for group in groups], recipe.seed)
+        groups = balance_groups((records[index] for index in self._usable), recipe.data.balance_by)
+        self._order = SampleOrder(groups, recipe.seed)
         self._channels = int(config["latent_channels"])
         self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
         self.quarantined: Mapping[str, str] = cache.bad
@@ -114,7 +114,8 @@ class AutoencoderStage:
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
         records = list(open_records(recipe.data.source, recipe.stage))
-        groups = [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
+        check_balance(records, recipe.data.balance_by)
+        groups = balance_groups(records, recipe.data.balance_by)
         kept_out = _unseen(groups)
         seen = list(itertools.compress(records, [not out for out in kept_out]))
         unseen = list(itertools.compress(records, kept_out))

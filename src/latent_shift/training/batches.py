@@ -24,7 +24,7 @@ from latent_shift.ops import Boundary
 from latent_shift.pipelines.noise import correlate_frames
 
 from .config import Recipe
-from .sources import is_still
+from .sources import balance_groups, is_still
 
 Kind = Literal["still", "frame", "clip"]
 """A still picture, a single frame of a clip, a clip."""
@@ -101,8 +101,9 @@ class CachedSamples:
             "stills": np.nonzero(lengths == 1)[0].tolist(),
             "clips": np.nonzero(lengths > 1)[0].tolist(),
         }
+        groups = balance_groups(records, recipe.data.balance_by)
         self._orders = {
-            name: SampleOrder(_groups(recipe, [records[index] for index in indices]), derive_seed(recipe.seed, name))
+            name: SampleOrder([groups[index] for index in indices], derive_seed(recipe.seed, name))
             for name, indices in self._indices.items()
             if indices
         }
@@ -139,7 +140,10 @@ class LiveSamples:
         wanted = one_frame if recipe.stage == "image" else ClipConfig(**options)
         self._loaders: dict[str, ClipLoader] = {
             name: loader(
-                Selection(source, records), config, seed=derive_seed(recipe.seed, name), groups=_groups(recipe, records)
+                Selection(source, records),
+                config,
+                seed=derive_seed(recipe.seed, name),
+                groups=balance_groups(records, recipe.data.balance_by),
             )
             for name, records, config, loader in (
                 ("stills", stills, one_frame, ClipLoader),
@@ -283,11 +287,6 @@ class DenoisingBatches:
         spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
         shifted = options.timestep_shift * spread / (1 + (options.timestep_shift - 1) * spread)
         return torch.from_numpy((shifted * options.num_train_timesteps).astype(np.int64))
-
-
-def _groups(recipe: Recipe, records: Sequence[CaptionedVideo]) -> list[str]:
-    """What should come equally often. Several records of one file, each with its caption, are several."""
-    return [str(record.metadata.get(recipe.data.balance_by, record.index)) for record in records]
 
 
 def _caption_form(rng: np.random.Generator, count: int) -> int:

@@ -33,7 +33,7 @@ from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, save_lora
 from .networks import UNETS, autocast
 from .sharding import full_tensors
-from .sources import open_records
+from .sources import check_balance, open_records
 
 
 class DenoisingStage:
@@ -58,6 +58,7 @@ class DenoisingStage:
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]
         source = open_records(recipe.data.source, recipe.stage)
+        check_balance(source, recipe.data.balance_by)
         samples: Samples
         if recipe.data.cache:
             records = list(source)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from latent_shift import __version__
@@ -25,6 +29,7 @@ from latent_shift.pipelines.components import damaged_files_named, text_encoders
 from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
 
 from .autoencoding import AutoencoderStage
+from .checkpoint import latest_checkpoint
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
@@ -35,10 +40,13 @@ from .trainer import Progress, Stage, run_stage
 logger = logging.getLogger(__name__)
 
 _FREE = frozenset(
-    ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing")
-    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
+    ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing", "output", "log_every")
+    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers", "data.max_bad_share")
 )
-"""Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes."""
+"""Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes, how
+much of the data may be lost."""
+_PEERS_WAIT = datetime.timedelta(hours=24)
+"""How long processes wait for each other: the first one may encode all the data before the others begin."""
 
 
 def train(recipe: Recipe, progress: Progress | None = None) -> Path:
@@ -59,12 +67,14 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
             logger.info("%s is complete", output)
             return output / "model"
+        write_json(output / "recipe.json", _facts(recipe))
         accelerator = make_accelerator(recipe)
+        logger.info("processes: %d, on %s", accelerator.num_processes, accelerator.device)
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
             stage = _make_stage(recipe, accelerator)
-    run_stage(stage, recipe, progress, accelerator)
-    if recipe.trackers:
-        accelerator.end_training()
+        run_stage(stage, recipe, progress, accelerator)
+        if recipe.trackers:
+            accelerator.end_training()
     return output / "model"
 
 
@@ -88,6 +98,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         mixed_precision="no",
         log_with=list(recipe.trackers) or None,
         project_dir=recipe.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PEERS_WAIT)],
     )
     settings = {key: str(value) for key, value in recipe.model_dump().items()}
     own = {"wandb": {"dir": recipe.output, "name": Path(recipe.output).name}}
@@ -105,29 +116,59 @@ def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
 
 @contextlib.contextmanager
 def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
-    """Saves the recipe in the run's folder; refuses a folder that holds a run with other settings.
+    """Keeps other runs out of the run's folder; refuses one that holds steps of a run with other settings.
 
-    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A new run that fails
-    before its first step leaves nothing behind.
+    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A run that fails
+    before its first checkpoint leaves nothing that its folder did not hold before.
     """
-    place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    is_new = not place.exists()
-    if not is_new:
-        before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
-        with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
-            before = Recipe.model_validate(before).model_dump(mode="json")
-        changed = sorted(key for key in resolved if key not in _FREE and before.get(key) != resolved[key])
-        if changed:
-            raise InputError("output", recipe.output, f"be a new folder: it holds a run with another {changed[0]!r}")
-    write_json(place, {"latent_shift": __version__, "torch": torch.__version__, "recipe": resolved})
+    is_new = not output.exists()
+    lock = FileLock(output / ".lock", timeout=0)
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise InputError("output", recipe.output, "be a folder that no other run is using now") from error
+        except OSError as error:
+            expected = f"be in a folder that can be written ({error.strerror})"
+            raise InputError("output", recipe.output, expected) from error
     try:
+        _refuse_other_run(output, recipe)
         yield
     except BaseException:
-        if is_new:
-            place.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                output.rmdir()
+        if is_new and not (output / "checkpoints").exists():
+            shutil.rmtree(output, ignore_errors=True)
         raise
+    finally:
+        if lock.is_locked:
+            (output / ".lock").unlink(missing_ok=True)
+            lock.release()
+
+
+def _refuse_other_run(output: Path, recipe: Recipe) -> None:
+    place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
+    if not place.exists() or latest_checkpoint(output / "checkpoints") is None:
+        return
+    before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
+    with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
+        before = Recipe.model_validate(before).model_dump(mode="json")
+    ours, theirs = dict(_flat(resolved)), dict(_flat(before))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key not in _FREE and key.partition(".")[0] not in _FREE and ours.get(key) != theirs.get(key):
+            expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
+            raise InputError("output", recipe.output, expected)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    return {"latent_shift": __version__, "torch": torch.__version__, "recipe": recipe.model_dump(mode="json")}
 
 
 def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
@@ -140,7 +181,10 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
         if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
             raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
-        unet = make_network(unet_class, recipe.model.arguments, base.unet.config)
+        arguments = dict(recipe.model.arguments)
+        if recipe.stage == "video" and not recipe.diffusion.circular_share:  # it would be sampled as it never was seen
+            arguments.setdefault("default_boundary", "zero")
+        unet = make_network(unet_class, arguments, base.unet.config)
         try:
             unet.load_image_state_dict(base.unet.state_dict())
         except InputError as error:
@@ -149,7 +193,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         parts: dict[str, Any] = {**base.components, "unet": unet}
         if recipe.model.autoencoder:
             parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
-        kept = [name for name in ("mask_padding", "force_zeros_for_empty_prompt") if name in base.config]
+        kept = [name for name in ("mask_padding", "force_zeros_for_empty_prompt", "fps") if name in base.config]
         pipeline_class, own = type(base), {name: base.config[name] for name in kept}
         max_tokens = base.max_prompt_tokens
         if recipe.distillation.steps:
@@ -164,6 +208,8 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             "unet": make_network(unet_class, recipe.model.arguments),
         }
         pipeline_class, own, max_tokens = LatentShiftPipeline, {"mask_padding": True}, recipe.model.max_tokens
+    if recipe.stage == "video" and isinstance(recipe.data.duration_s, float):
+        own["fps"] = recipe.data.num_frames / recipe.data.duration_s
     pipeline = pipeline_class(
         **{**parts, "scheduler": scheduler},
         **own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
@@ -19,6 +20,8 @@ from .config import DataConfig
 logger = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 3
+_MAY_MOVE = frozenset((".webp", ".gif", ".avif"))
+"""Of these files the record says whether they move; what a table says of others is the user's own business."""
 
 
 def open_records(spec: str, stage: str) -> Selection:
@@ -49,10 +52,23 @@ def _log_dropped(source: Source) -> None:
         logger.info("%s: %d records, %d dropped (%s)", source.path, len(source), len(source.dropped), shown)
 
 
+def check_balance(records: Iterable[CaptionedVideo], key: str) -> None:
+    """Raises `InputError` where `data.balance_by` is in no record's metadata."""
+    if not key or any(key in record.metadata for record in records):
+        return
+    known = ", ".join(sorted({name for record in records for name in record.metadata})) or "of which there is none"
+    raise InputError("data.balance_by", key, f"be among the metadata of the records, {known}")
+
+
+def balance_groups(records: Iterable[CaptionedVideo], key: str) -> list[str]:
+    """What should come equally often: records with the same value of `key` together, each of the others alone."""
+    return [str(record.metadata.get(key, record.index)) for record in records]
+
+
 def is_still(record: CaptionedVideo) -> bool:
     """Whether a record is one picture, as far as can be told without opening it."""
-    known = record.metadata.get("num_frames")
-    return record.path.suffix.lower() in STILL_SUFFIXES if known is None else known == 1
+    known, suffix = record.metadata.get("num_frames"), record.path.suffix.lower()
+    return known == 1 if isinstance(known, int) and suffix in _MAY_MOVE else suffix in STILL_SUFFIXES
 
 
 def clip_fingerprint(data: DataConfig, seed: int) -> dict[str, Any]:
@@ -70,6 +86,7 @@ def read_clip_once(record: CaptionedVideo, data: DataConfig, seed: int) -> Frame
     """
     with open_record(record) as video:
         frames, _ = cut_clip(video, data, derive_seed(seed, "window", record.path.name))
-    if len(frames) < min(record.metadata.get("num_frames", 1), data.num_frames):
+    known = record.metadata.get("num_frames")
+    if isinstance(known, int) and len(frames) < min(known, data.num_frames):
         raise DataError(f"{record.path} is a single image, and its record says that it moves")
     return frames

@@ -111,6 +111,8 @@ class _Run:
     def train(self, progress: Progress | None) -> None:
         recipe, output, main = self._recipe, self._output, self._accelerator.is_main_process
         start, state = self._resume()
+        if start > recipe.steps:
+            raise InputError("steps", recipe.steps, f"be at least {start}, which {output} has done already")
         log = TrainingLog(output / "log.jsonl", start, state.get("losses", ())) if main else None
         clock = Clock(float(state.get("seconds", 0.0)))
         if start and self._sum(main and not self._preview_folder(start).exists())[0]:
