@@ -105,6 +105,24 @@ def test_shards_of_others_have_a_text_beside_each_video(films: Path, tmp_path: P
         assert ClipLoader(source, CONFIG)[0].frames.shape == (4, 32, 32, 3)
 
 
+def test_one_bad_text_is_no_bad_shard(films: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "theirs.tar", "w") as archive:
+        for name, data in (
+            ("a.mp4", (films / "film 0.mp4").read_bytes()),
+            ("a.json", b'{"caption": "cut'),
+            ("b.mp4", (films / "film 1.mp4").read_bytes()),
+            ("b.txt", b"caf\xe9"),
+            ("c.mp4", (films / "film 2.mp4").read_bytes()),
+            ("c.txt", b"the third"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    source = open_source(str(tmp_path / "theirs.tar"))
+    assert [record.caption for record in source] == ["the third"]
+    assert [Path(entry.file).name for entry in source.dropped] == ["a.mp4", "b.mp4"]
+
+
 def test_a_second_packing_writes_what_is_missing_alone(films: Path, tmp_path: Path) -> None:
     source = open_source(str(films))
     megabytes = max(record.size for record in source) * 1.1 / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,39 @@ def test_captions_beside_the_files(tmp_path: Path) -> None:
         "empty.mov": "it has no caption",
         "bad.mp4": "bad.txt cannot be read as UTF-8 text (UnicodeDecodeError)",
     }
+
+
+def test_links_are_followed_once_and_what_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (tmp_path / "data/own", tmp_path / "far"):
+        touch(place, "a.mp4")
+        (place / "a.txt").write_text("a dog")
+    (tmp_path / "data/linked").symlink_to(tmp_path / "far")
+    (tmp_path / "data/own/round").symlink_to(tmp_path / "data")
+    spec = f"files:{tmp_path / 'data'}"
+    assert listed(spec, tmp_path) == [("data/linked/a.mp4", ("a dog",)), ("data/own/a.mp4", ("a dog",))]
+    walk = os.scandir
+
+    def scan(path: str) -> Any:
+        if str(path).endswith("own"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    (dropped,) = open_source(spec).dropped
+    assert dropped.file.endswith("data/own")
+    assert dropped.reason == "the folder cannot be read (Permission denied)"
+
+
+def test_a_source_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "t.csv").write_text("path,caption\n")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"source must be readable \(.*t.csv: Permission denied\), got '.*t.csv'"):
+        open_source(str(tmp_path / "t.csv"))
 
 
 def test_this_projects_folder(tmp_path: Path) -> None:

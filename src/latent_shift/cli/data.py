@@ -118,7 +118,8 @@ def shard(
     opened = open_source(source)
     with progress_bars() as show:
         count = write_shards(opened, output, shard_mb, show)
-    typer.echo(f"{output}: {len(opened):,} records in {count:,} shards")
+    left_out = f"; {len(opened.dropped):,} dropped (`latent-shift data check` says why)" if opened.dropped else ""
+    typer.echo(f"{output}: {len(opened):,} records in {count:,} shards{left_out}")
 
 
 @data.command()

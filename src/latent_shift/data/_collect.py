@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,6 +94,21 @@ class Selection(RecordSequence):
 
 STILL_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
 """Of files that have one picture. GIF, WebP and AVIF may move."""
+
+
+def files_below(folder: Path, unread: Callable[[str, str], None] | None = None) -> Iterator[Path]:
+    """All files at any depth, each folder once, also behind links; `unread` hears of folders that may not be read."""
+
+    def tell(error: OSError) -> None:
+        if unread is not None:
+            unread(str(error.filename), f"the folder cannot be read ({error.strerror})")
+
+    met = {os.path.realpath(folder)}
+    for place, names, files in os.walk(folder, followlinks=True, onerror=tell):
+        new = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(names)}
+        names[:] = [name for name, real in new.items() if real not in met]
+        met.update(new.values())
+        yield from (Path(place, name) for name in sorted(files))
 
 
 def is_media(path: Path) -> bool:

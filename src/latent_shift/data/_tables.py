@@ -10,7 +10,7 @@ from typing import Any
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 
-from ._collect import CollectedSource, is_media
+from ._collect import CollectedSource, files_below, is_media
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_COLUMNS = ("file_name", "video", "video_path", "path", "file", "filename")
@@ -28,7 +28,7 @@ def read_files(path: Path, options: Mapping[str, str], argument: str) -> Collect
     if not path.is_dir():
         raise InputError(argument, str(path), "be a folder that exists")
     source = CollectedSource("files", path)
-    for file in sorted(path.rglob("*")):
+    for file in sorted(files_below(path, lambda folder, reason: source.drop(folder, reason))):
         if not is_media(file):
             continue
         try:

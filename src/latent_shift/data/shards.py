@@ -162,8 +162,11 @@ def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str]
                 media = next((info for suffix, info in parts.items() if suffix in MEDIA_SUFFIXES), None)
                 if media is None:
                     continue
-                texts = {suffix: _text(archive, parts[suffix]) for suffix in _TEXT_SUFFIXES if suffix in parts}
-                facts = json.loads(texts[".json"]) if ".json" in texts else {}
+                try:
+                    texts = {suffix: _text(archive, parts[suffix]) for suffix in _TEXT_SUFFIXES if suffix in parts}
+                    facts = json.loads(texts[".json"]) if ".json" in texts else {}
+                except ValueError:  # one bad text is no bad shard: the sample has no caption
+                    texts, facts = {}, {}
                 facts = facts if isinstance(facts, dict) else {}
                 captions = facts.get("captions") or [facts.get("caption"), texts.get(".txt")]
                 captions = [caption for caption in captions if isinstance(caption, str)]

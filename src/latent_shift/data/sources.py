@@ -28,10 +28,10 @@ from typing import Any
 from latent_shift.core.errors import InputError
 
 from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf101_sentences
-from ._collect import STILL_SUFFIXES, Selection, Source, is_media
+from ._collect import STILL_SUFFIXES, Selection, Source, files_below, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
-from .remote import is_remote
+from .remote import is_remote, without_query
 from .shards import INDEX_FILE, read_shards
 
 __all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "is_media", "open_source", "ucf101_sentences"]
@@ -72,10 +72,18 @@ def open_source(spec: str, argument: str = "source") -> Source:
         The records, and in `dropped` every file that gives none, with the reason. There may be no record at all.
 
     Raises:
-        InputError: nothing is there, its kind cannot be told, or an option is unknown.
+        InputError: nothing is there or may be read, its kind cannot be told, or an option is unknown.
         DataError: a table of it is damaged. Names the file and the line.
         MissingExtraError: a Parquet file, and pyarrow is not installed.
     """
+    try:
+        return _open(spec, argument)
+    except OSError as error:
+        shown = error.filename or without_query(spec)
+        raise InputError(argument, without_query(spec), f"be readable ({shown}: {error.strerror})") from error
+
+
+def _open(spec: str, argument: str) -> Source:
     kind, place, options = _parse(spec, argument)
     if kind is None:
         kind = _detect(Path(place), argument)
@@ -128,7 +136,7 @@ def _detect(path: Path, argument: str) -> str:
         return "shards"
     if len(tables) == 1:
         return "webvid" if _is_webvid(tables[0]) else "table"
-    if any(is_media(file) and file.with_suffix(".txt").is_file() for file in path.rglob("*")):
+    if any(is_media(file) and file.with_suffix(".txt").is_file() for file in files_below(path)):
         return "files"
     looked_for = (
         f"{METADATA_FILE}; class folders of UCF-101; *videodatainfo*.json; just one {', '.join(TABLE_SUFFIXES)} "
