@@ -35,7 +35,7 @@ _STATISTICS = {str(key): title for key, title in STATISTICS.items()} | {
     "seconds": "seconds a clip",
 }
 _CLAIM_HEAD = "verdict | claim | set | gain | statistic | source"
-_ONE_RUN = "Intervals are over the subjects. Each model was trained once: what another run would change is not in them."
+_ONE_RUN = "Intervals are over families of labels; what another training run would change is not in them."
 _GAINS = {"held": "better", "not held": "worse", "undecided": "undecided", "too few": "too few"}
 _COLORS = {"latent_shift": "#c8553d", "latent_vdm": "#1f4e8c"}
 _STYLE = """
