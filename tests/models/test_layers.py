@@ -247,6 +247,18 @@ def test_a_feed_forward_in_parts_is_that_of_diffusers(bias, part_rows, dtype, mo
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_a_feed_forward_in_fp32_under_autocast_is_that_of_diffusers(monkeypatch):
+    """As the previews of a training run draw."""
+    monkeypatch.setattr(layers, "_HIDDEN_ELEMENTS", 0)
+    torch.manual_seed(0)
+    layer, x = FeedForward(8, activation_fn="geglu"), torch.randn(2, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        layer.__class__ = LeanFeedForward
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+
+
 def test_a_feed_forward_that_was_changed_is_that_of_diffusers():
     torch.manual_seed(0)
     calls = []

@@ -129,7 +129,8 @@ class LeanFeedForward(FeedForward):  # type: ignore[misc]
         idle = not torch.is_grad_enabled() and not (dropout.training and dropout.p)
         elements = hidden_states[..., 0].numel() * narrow.in_features
         large = hidden_states.device.type == "cpu" and elements > _HIDDEN_ELEMENTS
-        if not (idle and plain and large and is_plain(gated.proj, nn.Linear)):
+        casts = torch.is_autocast_enabled("cpu")  # which products into a given tensor would not follow
+        if casts or not (idle and plain and large and is_plain(gated.proj, nn.Linear)):
             return cast("Tensor", super().forward(hidden_states, *args, **kwargs))
         weights, biases = gated.proj.weight.chunk(2), (None, None)
         if gated.proj.bias is not None:
