@@ -123,6 +123,12 @@ def test_a_bad_setting_is_one_line(refused: Refused, recipe: Path, setting: str,
     assert refused("train", recipe, "--set", setting).startswith(message)
 
 
+def test_a_dry_run_refuses_an_argument_that_the_network_does_not_have(refused: Refused) -> None:
+    place = str(RECIPES[0].with_name("tiny.toml"))
+    message = refused("train", place, "--dry-run", "--set", "model.arguments.shift_folds=3")
+    assert message == "key must be a known key; did you mean 'shift_fold'?, got 'model.arguments.shift_folds'"
+
+
 def test_an_empty_data_folder_is_one_line(refused: Refused, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = refused("train", recipe, "--set", f"data.source={tmp_path / 'empty'}")

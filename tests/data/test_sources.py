@@ -13,7 +13,8 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.data import open_source, ucf101_sentences
-from latent_shift.data.records import write_records
+from latent_shift.data.records import CaptionedVideo, write_records
+from latent_shift.training.sources import is_still
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -129,6 +130,23 @@ def test_a_caption_with_commas_and_no_quotes_is_dropped_and_not_cut(tmp_path: Pa
     (dropped,) = source.dropped
     assert dropped.file.endswith("t.csv, row 2")
     assert dropped.reason == "it has more cells than the header; put captions with commas in quotes"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "still"),
+    [
+        ("a.mp4", 1, False),
+        ("a.mp4", "1", False),
+        ("a.webp", 1, True),
+        ("a.webp", 24, False),
+        ("a.webp", None, False),
+        ("a.png", None, True),
+        ("a.png", 24, True),
+    ],
+)
+def test_a_number_of_frames_is_believed_of_files_that_may_move(name: str, num_frames: Any, still: bool) -> None:
+    metadata = {} if num_frames is None else {"num_frames": num_frames}
+    assert is_still(CaptionedVideo(Path(name), "a", ("a",), metadata, 0)) == still
 
 
 def test_columns_and_root_can_be_named(tmp_path: Path) -> None:

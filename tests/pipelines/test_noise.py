@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.ops import Boundary
-from latent_shift.pipelines import latent_shift
+from latent_shift.pipelines import noise as noise_module
 from latent_shift.pipelines.noise import FrameNoiseSteps, correlate_frames
 
 
@@ -100,7 +100,7 @@ def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
 ) -> None:
     made: list[tuple[object, ...]] = []
     kept = FrameNoiseSteps
-    monkeypatch.setattr(latent_shift, "FrameNoiseSteps", lambda *args: made.append(args[1:]) or kept(*args))
+    monkeypatch.setattr(noise_module, "FrameNoiseSteps", lambda *args: made.append(args[1:]) or kept(*args))
     pipeline.unet.register_to_config(noise_correlation=correlation)
     scheduler = DDIMScheduler(clip_sample=False) if options is None else DDPMScheduler(**options)
     pipeline.scheduler = scheduler

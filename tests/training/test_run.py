@@ -134,6 +134,19 @@ def test_a_run_that_took_no_step_leaves_its_folder_free(
     assert train(recipe).is_dir()
 
 
+def test_a_run_that_fails_later_keeps_its_log(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe("autoencoder", steps=1)
+
+    def fail(*_: Any) -> None:
+        (Path(recipe.output) / "log.jsonl").write_text('{"step": 1}\n')
+        raise InputError("loss", "nan", "be finite")
+
+    monkeypatch.setattr(run, "run_stage", fail)
+    with pytest.raises(InputError):
+        train(recipe)
+    assert sorted(path.name for path in Path(recipe.output).iterdir()) == ["log.jsonl", "recipe.json"]
+
+
 def test_two_runs_do_not_share_a_folder(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("autoencoder", steps=1)
     Path(recipe.output).mkdir(parents=True)

@@ -82,7 +82,7 @@ def _dry_run(recipe: Recipe) -> dict[str, Any]:
         recipe, notes = resolve_noise(recipe)
         estimate = dataclasses.asdict(estimate_run(recipe))
     except LatentShiftError as error:
-        if isinstance(error, InputError) and error.argument.startswith("model.arguments"):
+        if isinstance(error, InputError) and error.argument == "key":  # one that the network does not have
             raise
         estimate = f"not known: {error}"
     return {"recipe": recipe.model_dump(mode="json"), "notes": notes, "estimate": estimate}

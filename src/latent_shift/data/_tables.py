@@ -28,7 +28,7 @@ def read_files(path: Path, options: Mapping[str, str], argument: str) -> Collect
     if not path.is_dir():
         raise InputError(argument, str(path), "be a folder that exists")
     source = CollectedSource("files", path)
-    for file in sorted(files_below(path, lambda folder, reason: source.drop(folder, reason))):
+    for file in sorted(files_below(path, source.drop)):
         if not is_media(file):
             continue
         try:

@@ -159,11 +159,7 @@ def _build_parts(
     bad: dict[str, str] = {}
     for file, start in zip(_part_files(parts, len(records)), range(0, len(records), _PART), strict=True):
         chunk = records[start : start + _PART]
-        try:
-            with np.load(file) as part:
-                if json.loads(str(part["bad"])):
-                    raise ValueError("not all of it could be read")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if not _is_whole(file):
             frames, reasons = _encode_clips(chunk, read_frames, encode_frames)
             tokens = _encode_captions([caption for record in chunk for caption in record.captions], encode_text)
             with clear_write_errors(f"cache {file}", _PARTS_STAY), atomic_path(file) as temporary:
@@ -180,6 +176,15 @@ def _build_parts(
         if progress is not None:
             progress("records", start + len(chunk), len(records))
     return bad
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a part is there, and all of its records could be read."""
+    try:
+        with np.load(file) as part:
+            return not json.loads(str(part["bad"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 def _encode_clips(

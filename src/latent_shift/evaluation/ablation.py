@@ -122,7 +122,6 @@ def ablate(
         "sampling_steps": options.steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "limit": options.limit,
         "seeds": options.seeds,
         "resamples": options.resamples,
     }

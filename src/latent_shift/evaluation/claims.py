@@ -28,8 +28,8 @@ STATISTICS: dict[Statistic, str] = {
     "lite0-clips-kd": "kernel distance of clips",
 }
 """Shares and medians as `latent-shift evaluate emoji` has them; kernel distances as `latent-shift evaluate folder`."""
-MIN_SUBJECTS = 20
-"""With fewer nothing is decided."""
+MIN_SUBJECTS, MIN_ROUNDS = 20, 6
+"""With fewer subjects, or timed rounds, nothing is decided: of five rounds, all may be of one sign by chance."""
 _SHARES = ("top1", "top5", "tone")
 _LESS_IS_BETTER = ("lite0-frames-kd", "lite0-clips-kd")
 
@@ -246,9 +246,9 @@ class Comparison:
         return lambda counts: float(counts @ means / counts.sum())
 
 
-def verdict(gain: Estimate, subjects: int) -> Verdict:
-    """Held where the whole interval is above 0, not held where it is below; nothing of fewer than `MIN_SUBJECTS`."""
-    if subjects < MIN_SUBJECTS:
+def verdict(gain: Estimate, count: int, least: int = MIN_SUBJECTS) -> Verdict:
+    """Held where the whole interval is above 0, not held where it is below; nothing is decided by less than `least`."""
+    if count < least:
         return "too few"
     return "held" if gain.low > 0 else "not held" if gain.high < 0 else "undecided"
 

@@ -18,7 +18,7 @@ from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.files import atomic_path, read_json_object, write_json
 from latent_shift.media import Frames, contact_sheet, write_video
 
-from .claims import MIN_SUBJECTS, STATISTICS, Estimate
+from .claims import MIN_ROUNDS, MIN_SUBJECTS, STATISTICS, Estimate
 from .systems import SYSTEMS
 
 _RESULTS, _ABLATION = "results.json", "ablation.json"
@@ -118,9 +118,9 @@ def ablation_to_markdown(result: dict[str, Any]) -> str:
         f"Runs of {settings['steps']} steps of {settings['batch_size']} clips, {settings['frames']} frames of "
         f"{settings['size']} x {settings['size']}, one of each variant, from the same weights, with the same clips in "
         "the same order and the same noise (but noise that follows the frames around a loop is another where the ends "
-        f"are zeros); {settings['seeds']} clips of each of {settings['subjects']} training labels, in "
-        f"{settings['sampling_steps']} denoising steps with guidance {settings['guidance_scale']:g}, "
-        f"{settings['dtype']}.",
+        f"are zeros, and the last has another seed); {settings['seeds']} clips of each of {settings['subjects']} "
+        f"training labels, in {settings['sampling_steps']} denoising steps with guidance "
+        f"{settings['guidance_scale']:g}, {settings['dtype']}.",
         _table(" | ".join(["variant", *(_STATISTICS[key] for key in keys)]), scores),
         f'Gains over "{first["title"]}", on the same labels, with 95 % intervals. {_ONE_RUN} '
         "The last row shows what another seed changes: a gain that is no larger says nothing.",
@@ -148,7 +148,7 @@ def to_markdown(result: dict[str, Any], ablation: dict[str, Any] | None = None) 
         "Match stands for the paper's CLIPSIM, kernel distances for its FID and FVD, and its Inception Score has no "
         "counterpart. A gain is by how much the first system of the claim is better than the second, with its 95 % "
         "interval. Held: the whole interval is above 0; not held: below; undecided: it has 0 in it. Too few: "
-        f"fewer than {MIN_SUBJECTS} subjects, or six rounds, decide nothing. {_ONE_RUN}",
+        f"fewer than {MIN_SUBJECTS} subjects, or {MIN_ROUNDS} rounds, decide nothing. {_ONE_RUN}",
         _table(_CLAIM_HEAD, _claim_rows(told)),
         "The paper calls the two comparable in FID (15.23 and 14.25) and FVD (360.04 and 358.34), with Latent-VDM a "
         "little better. Which one is nearer to real frames and clips here:",

@@ -227,7 +227,7 @@ class Samples:
         return SampleStore(self._output, pipeline, settings, self._options.batch_size)
 
     def _load(self, model: str) -> LatentShiftPipeline:
-        """A model, with the solver that settings name; the base draws with the video model's decoder."""
+        """A model, with the solver that settings name."""
         pipeline = load_pipeline(self._models[model], self._device, self._dtype)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler.config)

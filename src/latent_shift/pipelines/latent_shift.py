@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,7 +25,7 @@ from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
-from .noise import FrameNoiseSteps, correlate_frames
+from .noise import correlate_frames, scheduler_step
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
                 attention) off (Figs. 6 and 7); the default is the U-Net's.
             eta: for the schedulers that have it (DDIM). The noise that DDPM, or DDIM with `eta`, adds in each step
-                follows the frames as that of training did.
+                follows the frames as that of training did, unless the scheduler clips.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
             callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors).
@@ -203,7 +203,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
-        step = self._stepping(num_frames, boundary, eta)
+        correlation = float(self.unet.config.noise_correlation)
+        step = scheduler_step(self.scheduler, eta, num_frames, correlation, self._edges(boundary))
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
@@ -363,17 +364,6 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         return height // self.vae_scale_factor, width // self.vae_scale_factor
-
-    def _stepping(
-        self, num_frames: int, boundary: Boundary | Literal["default"] | None, eta: float
-    ) -> Callable[..., tuple[Tensor, ...]]:
-        """The scheduler's `step`; of one that draws noise, with the noise of frames as the network knows it."""
-        config, correlation = self.scheduler.config, float(self.unet.config.noise_correlation)
-        draws = isinstance(self.scheduler, DDPMScheduler) or eta > 0
-        clips = config.get("clip_sample") or config.get("thresholding")
-        if not draws or clips or not correlation or num_frames == 1:
-            return cast("Callable[..., tuple[Tensor, ...]]", self.scheduler.step)
-        return FrameNoiseSteps(self.scheduler, num_frames, correlation, self._edges(boundary))
 
     def _edges(self, boundary: Boundary | Literal["default"] | None) -> Boundary:
         """Of the noise. With the shift off, too, it is that of the clip with the shift."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
+from diffusers import DDPMScheduler, SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,6 +50,25 @@ class FrameNoiseSteps:
         apart, before = (_mix(self._inverse, clips) for clips in (prediction, latents))
         stepped = self._scheduler.step(apart, timestep, before, **options)
         return tuple(_mix(self._factor, clips) for clips in stepped)
+
+
+def scheduler_step(
+    scheduler: SchedulerMixin, eta: float, frames: int, correlation: float, boundary: Boundary
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A scheduler's `step`; of one that draws noise and clips nothing, with noise that follows the frames.
+
+    Args:
+        scheduler: any of diffusers.
+        eta: above 0, DDIM draws noise, too.
+        frames: of a clip.
+        correlation: of neighbouring frames' noise in training; with 0 it is the scheduler's own `step`.
+        boundary: as `correlate_frames`.
+    """
+    draws = isinstance(scheduler, DDPMScheduler) or eta > 0
+    clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
+    if not draws or clips or not correlation or frames == 1:
+        return cast("Callable[..., tuple[Tensor, ...]]", scheduler.step)
+    return FrameNoiseSteps(scheduler, frames, correlation, boundary)
 
 
 def _factor(frames: int, correlation: float, boundary: Boundary) -> Float[Tensor, "frames frames"]:

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
             logger.info("%s is complete", output)
             return output / "model"
-        write_json(output / "recipe.json", _facts(recipe))
+        facts = {"latent_shift": __version__, "torch": torch.__version__, "recipe": recipe.model_dump(mode="json")}
+        write_json(output / "recipe.json", facts)
         accelerator = make_accelerator(recipe)
         logger.info("processes: %d, on %s", accelerator.num_processes, accelerator.device)
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
@@ -118,12 +118,12 @@ def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
 def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
     """Keeps other runs out of the run's folder; refuses one that holds steps of a run with other settings.
 
-    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A run that fails
-    before its first checkpoint leaves nothing that its folder did not hold before.
+    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A new run that fails
+    before it has logged a step leaves nothing behind.
     """
-    is_new = not output.exists()
+    first, is_new = os.environ.get("RANK", "0") == "0", not output.exists()
     lock = FileLock(output / ".lock", timeout=0)
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         try:
             output.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -136,13 +136,18 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         _refuse_other_run(output, recipe)
         yield
     except BaseException:
-        if is_new and not (output / "checkpoints").exists():
-            shutil.rmtree(output, ignore_errors=True)
+        log = output / "log.jsonl"
+        if first and is_new and not (log.exists() and log.stat().st_size):
+            for file in (output / "recipe.json", log):
+                file.unlink(missing_ok=True)
         raise
     finally:
         if lock.is_locked:
             (output / ".lock").unlink(missing_ok=True)
             lock.release()
+            with contextlib.suppress(OSError):
+                if is_new:
+                    output.rmdir()  # where nothing is in it
 
 
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
@@ -165,10 +170,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _facts(recipe: Recipe) -> dict[str, Any]:
-    return {"latent_shift": __version__, "torch": torch.__version__, "recipe": recipe.model_dump(mode="json")}
 
 
 def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
