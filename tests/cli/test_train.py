@@ -49,6 +49,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Run, path:
     assert (printed["steps"], printed["data"]["source"]) == (17, "elsewhere")
     assert printed["output"] == f"runs/{path.stem}"
     assert facts["notes"] == []
+    assert facts["data"] == "not known: data.source must be a file or folder that exists, got 'elsewhere'"
     # What the file does not say is there, too.
     assert printed["optimizer"]["max_grad_norm"] == 1.0
     if printed["model"]["init"] == "emoji":
@@ -64,6 +65,15 @@ def test_a_dry_run_says_where_a_recipe_leaves_the_noise_of_its_model(run: Run) -
         "diffusion.prediction_type = 'epsilon' changes the noise process: emoji was trained with 'v_prediction'",
         "diffusion.zero_terminal_snr = False changes the noise process: emoji was trained with True",
     ]
+
+
+def test_a_dry_run_counts_the_records(run: Run, refused: Refused, recipe: Path, squares: Path) -> None:
+    rows = (squares / "metadata.jsonl").read_text().splitlines()
+    facts = json.loads(run("train", recipe, "--dry-run").out)
+    assert facts["data"]["records"] == len(rows) > facts["data"]["stills"]
+    assert facts["data"]["dropped"] == 0
+    facts = json.loads(run("train", recipe, "--dry-run", "--set", "data.balance_by=nothing").out)
+    assert facts["data"].startswith("not known: data.balance_by must be among the metadata of the records, ")
 
 
 def test_a_run_prints_its_recipe_and_where_the_model_is(run: Run, recipe: Path) -> None:

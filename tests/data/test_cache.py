@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +249,35 @@ def test_what_could_not_be_read_once_is_tried_again(open_cache: Open) -> None:
 
     with pytest.raises(DataError, match=r"^3 of 3 videos are bad, .*connection refused"):
         open_cache(read_frames=away)
+    assert open_cache().frame_offsets.tolist() == [0, 3, 4, 9]
+
+
+def test_a_cache_that_another_run_builds_is_waited_for(
+    open_cache: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def slow(record: CaptionedVideo) -> Frames:
+        begun.set()
+        assert done.wait(60)
+        return read_video(record.path).frames
+
+    with ThreadPoolExecutor() as pool, caplog.at_level(logging.INFO):
+        first = pool.submit(open_cache, read_frames=slow)
+        assert begun.wait(60)
+        second = pool.submit(open_cache, read_frames=never)
+        while "waiting for another run" not in caplog.text:
+            time.sleep(0.01)
+        done.set()
+        assert second.result(60).clip(2).tolist() == first.result(60).clip(2).tolist()
+    (place,) = places(tmp_path)
+    assert place.is_dir()
+
+
+def test_a_cache_whose_build_failed_is_free(open_cache: Open, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="must not encode again"):
+        open_cache(encode_frames=never)
+    assert not [place.name for place in places(tmp_path) if place.suffix == ".lock"]
     assert open_cache().frame_offsets.tolist() == [0, 3, 4, 9]
 
 

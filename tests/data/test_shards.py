@@ -141,6 +141,32 @@ def test_a_second_packing_writes_what_is_missing_alone(films: Path, tmp_path: Pa
     assert [record.caption for record in open_source(str(tmp_path / "shards"))] == [r.caption for r in source]
 
 
+def test_another_packing_into_the_same_folder_leaves_nothing_of_the_last(films: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    source = open_source(str(films))
+    megabytes = max(record.size for record in source) * 1.1 / 1e6
+    write_shards(source, output, megabytes)
+    (output / "00099.tar").write_bytes(b"somebody's own")
+    # Another film of the same name, caption and size; of others, other metadata alone.
+    film = films / "film 2.mp4"
+    data = bytearray(film.read_bytes())
+    data[len(data) // 2] ^= 255
+    film.write_bytes(data)
+    rows = [json.loads(line) for line in (films / "metadata.jsonl").read_text().splitlines()]
+    rows[1]["metadata"]["n"] = 4
+    (films / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    source = open_source(str(films))
+    write_shards(source, output, megabytes)
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    assert sorted(after) == ["00000.tar", "00001.tar", "00002.tar", "00003.tar", "00099.tar"]
+    assert {name for name in after if before[name] != after[name]} == {"00001.tar", "00002.tar"}
+    packed = open_source(str(output))
+    assert [(r.caption, r.metadata, record_bytes(r)) for r in packed] == [
+        (r.caption, r.metadata, record_bytes(r)) for r in source
+    ]
+
+
 def test_bad_members_are_quarantined_by_their_names(films: Path, tmp_path: Path) -> None:
     (films / "film 2.mp4").write_bytes(b"no film at all, but long enough to be read")
     write_shards(open_source(str(films)), tmp_path / "shards")

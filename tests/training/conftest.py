@@ -48,6 +48,8 @@ class LineBatches:
 class LineStage:
     """Fits a line; writes down the weights that it sees."""
 
+    data_digest = "points"
+
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.network: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 1))

@@ -20,6 +20,7 @@ from latent_shift.core.seeding import derive_seed
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import contact_sheet, read_video
 from latent_shift.pipelines.text import encode_text
+from latent_shift.pipelines.text import logger as text_logger
 from latent_shift.training import train
 from latent_shift.training.batches import Batch
 from latent_shift.training.checkpoint import latest_checkpoint
@@ -228,6 +229,19 @@ def test_clips_are_cut_and_resized_as_the_recipe_says(make_stage: MakeStage, tmp
     latents, (text, _) = stage.encode(batch), stage.encode_text(batch)
     assert latents.shape == stage.batches.draw(0).noise.shape == (4, 4, 3, 4, 4)
     assert text.shape == (4, 8, 16)
+
+
+def test_of_captions_that_are_cut_the_first_alone_is_told(
+    make_stage: MakeStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = make_stage("video", data={"cache": ""}, diffusion={"image_share": 0.0})
+    captions = [f"a red square and a {color} square of the same size" for color in ("red", "blue", "green", "red")]
+    with caplog.at_level(logging.WARNING):
+        for step in range(3):
+            stage.encode_text(dataclasses.replace(stage.batches.draw(step), captions=captions))
+    (message,) = [record.getMessage() for record in caplog.records if "is cut to" in record.getMessage()]
+    assert message.endswith(f"{captions[0]!r}; further captions that are cut are not told of")
+    assert not text_logger.filters
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])

@@ -107,6 +107,24 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(make_recipe: MakeRecipe) ->
     assert steps == [3]
 
 
+@pytest.mark.parametrize("cache", [True, False], ids=["cached", "live"])
+def test_a_run_goes_on_with_its_records_wherever_they_are_and_with_no_others(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path, cache: bool
+) -> None:
+    data = {"cache": str(tmp_path / "cache") if cache else ""}
+    elsewhere = {"source": str(tmp_path / "elsewhere"), "cache": str(tmp_path / "other cache") if cache else ""}
+    shutil.copytree(squares, elsewhere["source"])
+    train(make_recipe("image", steps=1, data=data))
+    steps: list[int] = []
+    moved = make_recipe("image", steps=2, data=elsewhere)
+    train(moved, lambda done, *_: steps.append(done))
+    assert steps == [2]
+    table = Path(elsewhere["source"]) / "metadata.jsonl"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    expected = "data.source must hold the records and captions that the run began with, or output be a new folder"
+    assert refused(make_recipe("image", steps=3, data=elsewhere)) == f"{expected}, got {elsewhere['source']!r}"
+
+
 def test_fewer_steps_than_were_done_are_refused_and_a_complete_run_keeps_its_recipe(make_recipe: MakeRecipe) -> None:
     output = train(make_recipe("autoencoder", steps=3)).parent
     saved = (output / "recipe.json").read_bytes()

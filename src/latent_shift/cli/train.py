@@ -68,15 +68,20 @@ def train(
 
 
 def _dry_run(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe, where it leaves its model's noise process, and what a run needs or why nobody knows."""
+    """The resolved recipe, where it leaves its model's noise process, its data, and what a run needs.
+
+    Of data or a model that cannot be opened here, why.
+    """
     from latent_shift.core.errors import InputError, LatentShiftError
     from latent_shift.training.estimate import estimate_run
     from latent_shift.training.noise import resolve_noise
+    from latent_shift.training.sources import check_balance, is_still, open_records
 
     from ._quiet import quiet_libraries
 
     quiet_libraries()
     notes: list[str] = []
+    data: dict[str, Any] | str
     estimate: dict[str, Any] | str
     try:
         recipe, notes = resolve_noise(recipe)
@@ -85,4 +90,11 @@ def _dry_run(recipe: Recipe) -> dict[str, Any]:
         if isinstance(error, InputError) and error.argument == "key":  # one that the network does not have
             raise
         estimate = f"not known: {error}"
-    return {"recipe": recipe.model_dump(mode="json"), "notes": notes, "estimate": estimate}
+    try:
+        records = open_records(recipe.data.source, recipe.stage)
+        check_balance(records, recipe.data.balance_by)
+        stills = sum(is_still(record) for record in records)
+        data = {"records": len(records), "stills": stills, "dropped": len(records.dropped)}
+    except LatentShiftError as error:
+        data = f"not known: {error}"
+    return {"recipe": recipe.model_dump(mode="json"), "notes": notes, "data": data, "estimate": estimate}

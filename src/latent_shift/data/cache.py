@@ -5,18 +5,20 @@ A cache is built in parts of some records each, which stay when the build is sto
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import DataError, InputError
@@ -114,15 +116,16 @@ def open_or_build_cache(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = root / digest[:16]
-    if not (place / "cache.json").exists():
-        logger.info("building the cache %s", place.name)
-        parts = _parts_of(place)
-        bad = _build_parts(parts, records, read_frames, encode_frames, encode_text, max_bad_share, progress)
-        with clear_write_errors(f"cache {place}", _PARTS_STAY):
-            _join_parts(place, records)
-            facts = {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad}
-            write_json(place / "cache.json", facts)
-        shutil.rmtree(_parts_of(place), ignore_errors=True)
+    with _missing(place) as missing:
+        if missing:
+            logger.info("building the cache %s", place.name)
+            parts = _parts_of(place)
+            bad = _build_parts(parts, records, read_frames, encode_frames, encode_text, max_bad_share, progress)
+            with clear_write_errors(f"cache {place}", _PARTS_STAY):
+                _join_parts(place, records)
+                facts = {"sha256": digest, "fingerprint": dict(fingerprint), "records": len(records), "bad": bad}
+                write_json(place / "cache.json", facts)
+            shutil.rmtree(parts, ignore_errors=True)
     try:
         manifest = read_json_object(place / "cache.json")
         made_of, unread = manifest["sha256"], dict(manifest.get("bad", {}))
@@ -133,6 +136,28 @@ def open_or_build_cache(
     if made_of != digest or any(lengths.values()):
         raise DataError(f"cache {place} was made of other data; remove it")
     return ClipCache(**arrays, bad=unread)
+
+
+@contextlib.contextmanager
+def _missing(place: Path) -> Iterator[bool]:
+    """Whether the cache has yet to be built, by this process alone: another one that builds it is waited for."""
+    manifest = place / "cache.json"
+    if manifest.exists():
+        yield False
+        return
+    with clear_write_errors(f"cache {place}", "nothing was written"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place.with_name(f"{place.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another run, which is building the cache %s", place.name)
+            lock.acquire()
+    try:
+        yield not manifest.exists()
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds out, and takes a new one
+        lock.release()
 
 
 def _parts_of(place: Path) -> Path:

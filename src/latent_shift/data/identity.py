@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,12 +22,33 @@ def file_keys(records: Sequence[CaptionedVideo]) -> list[tuple[str, int, str]]:
     The samples are the file's head, middle and tail. Of a member of a remote archive they are the archive's, so that a
     cache costs one look at each archive and not one at each member. A folder that was moved keeps its keys.
     """
+    names = _relative_paths(records)
+    return [(name, *content) for name, content in zip(names, content_keys(records), strict=True)]
+
+
+def content_keys(records: Sequence[CaptionedVideo]) -> list[tuple[int, str]]:
+    """For each record: its file's size, and a hash of samples of its bytes, as `file_keys` has them."""
+    archive = functools.cache(_archive_key)
+    return [_content(record, archive) for record in records]
+
+
+def records_digest(records: Sequence[CaptionedVideo]) -> str:
+    """SHA-256 of which files there are, in which order, and of their captions; no file is opened.
+
+    A folder that was moved keeps it, since paths count from what all of them have in common.
+    """
+    names = _relative_paths(records)
+    rows = [[name, *record.captions] for name, record in zip(names, records, strict=True)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _relative_paths(records: Sequence[CaptionedVideo]) -> list[str]:
+    """Each record's path below the folder that all of them have in common."""
     if not records:
         return []
-    folders = {os.path.dirname(os.path.abspath(record.path)) for record in records}
-    root = os.path.commonpath(folders)
-    archive = functools.cache(_archive_key)
-    return [(os.path.relpath(os.path.abspath(record.path), root), *_content(record, archive)) for record in records]
+    paths = [os.path.abspath(record.path) for record in records]
+    root = os.path.commonpath({os.path.dirname(path) for path in paths})
+    return [os.path.relpath(path, root) for path in paths]
 
 
 def _content(record: CaptionedVideo, archive: Callable[[str], str]) -> tuple[int, str]:

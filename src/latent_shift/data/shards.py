@@ -22,6 +22,7 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path
 
 from ._collect import MEDIA_SUFFIXES, CollectedSource, Source
+from .identity import content_keys
 from .records import ArchiveMember, CaptionedVideo, record_bytes
 from .remote import beside, is_remote, open_place, read_all, read_failures, shown_path, without_query
 
@@ -55,7 +56,7 @@ def write_shards(
     shard_mb: float = 256,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
-    """Packs a source into shards; what an earlier call wrote of them stays.
+    """Packs a source into shards; what an earlier call wrote of the same samples stays, the rest of it goes.
 
     Args:
         source: what is packed; files are copied as they are.
@@ -82,6 +83,8 @@ def write_shards(
             filled = 0
         groups[-1].append(record)
         filled += record.size
+    index = output / INDEX_FILE
+    outdated = _indexed_shards(index)
     lines: list[str] = []
     for number, group in enumerate(groups):
         shard = output / f"{number:05d}.tar"
@@ -97,12 +100,23 @@ def write_shards(
                 "archive": shard.name,
             }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        outdated.discard(shard.name)
         if progress is not None:
             progress("shards", number + 1, len(groups))
-    index = output / INDEX_FILE
     with clear_write_errors(str(index), "the shards stay"), atomic_path(index) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+    for name in outdated:
+        (output / name).unlink(missing_ok=True)
     return len(groups)
+
+
+def _indexed_shards(index: Path) -> set[str]:
+    """Names of the shards that an earlier call wrote beside its index."""
+    try:
+        names = {json.loads(line)["archive"] for line in index.read_text(encoding="utf-8").splitlines()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in names if isinstance(name, str) and re.fullmatch(r"\d{5,}\.tar", name)}
 
 
 def _find(place: str, argument: str) -> tuple[str | None, list[str]]:
@@ -185,14 +199,21 @@ def _text(archive: tarfile.TarFile, info: tarfile.TarInfo) -> str:
 
 
 def _holds(shard: Path, records: Sequence[CaptionedVideo]) -> bool:
-    """Whether an earlier call wrote these records there."""
+    """Whether an earlier call wrote these records there; of files on a disk, by samples of their bytes."""
     if not shard.is_file():
         return False
     try:
-        found = [(captions, member.size) for _, captions, _, member in _scan(str(shard))]
+        found = [
+            CaptionedVideo(shard / name, captions[0] if captions else "", tuple(captions), metadata, member=member)
+            for name, captions, metadata, member in _scan(str(shard))
+        ]
     except DataError:
         return False
-    return found == [(list(record.captions), record.size) for record in records]
+    facts, wanted = ([(one.captions, one.metadata, one.size) for one in some] for some in (found, records))
+    if facts != wanted:
+        return False
+    near = [index for index, one in enumerate(records) if one.member is None or not is_remote(one.member.archive)]
+    return content_keys([found[index] for index in near]) == content_keys([records[index] for index in near])
 
 
 def _write_shard(path: Path, records: Sequence[CaptionedVideo]) -> None:

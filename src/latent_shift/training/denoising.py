@@ -21,17 +21,20 @@ from torch.distributed.tensor import DTensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
+from latent_shift.data.identity import records_digest
 from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.components import text_encoders
 from latent_shift.pipelines.latent_shift import latent_statistics
+from latent_shift.pipelines.text import logger as text_logger
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, save_lora
 from .networks import UNETS, autocast
+from .report import FirstAlone
 from .sharding import full_tensors
 from .sources import check_balance, open_records
 
@@ -57,8 +60,10 @@ class DenoisingStage:
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]
+        self._cut_captions = FirstAlone("further captions that are cut are not told of")
         source = open_records(recipe.data.source, recipe.stage)
         check_balance(source, recipe.data.balance_by)
+        self.data_digest = records_digest(list(source))
         samples: Samples
         if recipe.data.cache:
             records = list(source)
@@ -114,7 +119,7 @@ class DenoisingStage:
         if text is None:
             assert batch.captions is not None
             side = self._recipe.data.size
-            with torch.autocast(device.type, enabled=False):
+            with torch.autocast(device.type, enabled=False), self._cut_captions.of(text_logger):
                 text, added = self.pipeline.encode_captions(batch.captions, (side, side))
         text = text.to(device)
         if batch.text_noise is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,32 @@ class TrainingLog:
         _append(self._path, [row])
         self._losses.clear()
         return row
+
+
+class FirstAlone(logging.Filter):
+    """Of what a logger says inside `of`, over all blocks, the first message alone is passed on, with a note."""
+
+    def __init__(self, note: str) -> None:
+        """Args: note: what is added to it."""
+        super().__init__()
+        self._note, self._told = note, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is the first one."""
+        if self._told:
+            return False
+        record.msg = f"{record.msg}; {self._note}"
+        self._told = True
+        return True
+
+    @contextlib.contextmanager
+    def of(self, source: logging.Logger) -> Iterator[None]:
+        """The block in which `source` is listened to."""
+        source.addFilter(self)
+        try:
+            yield
+        finally:
+            source.removeFilter(self)
 
 
 class Quarantine:

@@ -40,10 +40,11 @@ logger = logging.getLogger(__name__)
 
 _FREE = frozenset(
     ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing", "output", "log_every")
-    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers", "data.max_bad_share")
+    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
+    + ("data.source", "data.cache", "data.max_bad_share")
 )
-"""Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes, how
-much of the data may be lost."""
+"""Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes,
+where the data are (checkpoints know which they were) and how much of them may be lost."""
 _PEERS_WAIT = datetime.timedelta(hours=24)
 """How long processes wait for each other: the first one may encode all the data before the others begin."""
 

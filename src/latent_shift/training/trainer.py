@@ -58,6 +58,10 @@ class Stage(Protocol):
     def batches(self) -> Batches:
         """What it learns from."""
 
+    @property
+    def data_digest(self) -> str:
+        """Which records that is: a run goes on with the same alone."""
+
     def loss(self, batch: Any) -> Tensor:
         """The loss of each row of a batch, `(rows,)`."""
 
@@ -84,7 +88,7 @@ def run_stage(
     """Trains from the newest checkpoint of `recipe.output`, or from the start, to `recipe.steps`, and exports.
 
     Raises:
-        InputError: a batch cannot be shared out equally between the processes.
+        InputError: a batch cannot be shared out equally between the processes, or the run began with other records.
         DataError: the checkpoint is of another network, or of a version with other names.
         TrainingInterrupted: on Ctrl-C or SIGTERM, in any process, after a checkpoint.
         NonFiniteLossError: if a loss or its gradient is NaN or infinite; names the samples, and nothing is saved.
@@ -236,9 +240,8 @@ class _Run:
                 self._quarantine.add(bad)
             if len(self._quarantine):
                 logger.info("%d files could not be read: %s", len(self._quarantine), self._quarantine.path)
-            save_checkpoint(
-                place, step, groups, {**state, "scaler": scaler}, recipe.keep_checkpoints, recipe.keep_every
-            )
+            kept = {**state, "scaler": scaler, "data": self._stage.data_digest}
+            save_checkpoint(place, step, groups, kept, recipe.keep_checkpoints, recipe.keep_every)
             plot_losses(self._output / "log.jsonl", self._output / "loss.png")
         self._accelerator.wait_for_everyone()
 
@@ -248,6 +251,9 @@ class _Run:
         if checkpoint is None:
             return 0, {}
         groups, state, step = checkpoint
+        if state.get("data", self._stage.data_digest) != self._stage.data_digest:
+            expected = "hold the records and captions that the run began with, or output be a new folder"
+            raise InputError("data.source", self._recipe.data.source, expected)
         try:
             load_tensors(self._trained(), groups["network"])
             load_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True)), groups["ema"])
