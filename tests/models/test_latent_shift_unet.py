@@ -172,6 +172,7 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
     shift = {
         "shift_fold": 4,
         "shift_placement": "before_conv1",
+        "shift_distance": 2,
         "default_boundary": "circular",
         "noise_correlation": 0.5,
         "frame_frequencies": 2,
@@ -199,7 +200,7 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
 def test_a_2d_config_gives_the_papers_shift() -> None:
     plain, _ = make_pair()
     unet = LatentShiftUNet.from_config(plain.config)
-    options = {"shift_fold": 3, "shift_placement": "before_norm1", "default_boundary": "zero"}
+    options = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_distance": 1, "default_boundary": "zero"}
     options |= {"noise_correlation": 0.0, "frame_frequencies": 0}
     assert {key: unet.config[key] for key in options} == options
     assert unet.config.block_out_channels == TINY["block_out_channels"]
@@ -364,6 +365,32 @@ def test_the_shift_is_in_each_residual_branch_and_not_in_the_shortcut(placement:
         assert not torch.allclose(result, fold(shifted(*inputs, boundary=None).sample), atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("boundary", ["zero", "circular"])
+def test_each_level_has_its_distance(boundary: str) -> None:
+    """A shift of `d` frames is that of one frame in each of the clip's `d` interleaved parts."""
+    options = CONFIGS["three levels"]
+    plain, _ = make_pair(**options)
+    inputs = make_inputs(num_frames=6)
+    levels = {"down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2, "mid_block": 2}
+    levels |= {"up_blocks.0": 2, "up_blocks.1": 1, "up_blocks.2": 0}
+    shifted = LatentShiftUNet(**{**TINY, **options}, shift_distance=[1, 2, 3]).eval()
+    shifted.load_state_dict(plain.state_dict())
+    shifted.set_attn_processor(AttnProcessor2_0())
+    for name, block in plain.named_modules():
+        if isinstance(block, ResnetBlock2D):
+            distance = levels[name.partition(".resnets")[0]] + 1
+
+            def hook(module: nn.Module, args: tuple[Tensor, ...], distance: int = distance) -> tuple[Tensor]:
+                x = args[0].unflatten(0, (-1, distance)).clone()
+                for part in range(distance):
+                    x[:, part] = shift_from_outside(x[:, part], 6 // distance, x.shape[2] // 3, boundary)
+                return (x.flatten(0, 1),)
+
+            block.norm1.register_forward_pre_hook(hook)
+    assert torch.equal(fold(shifted(*inputs, boundary=boundary).sample), run_plain(plain, inputs))
+
+
 class Watched(nn.GroupNorm):
     """A norm that somebody changed, as adapters do."""
 
@@ -394,7 +421,7 @@ def test_a_changed_block_runs_its_modules(change: str, boundary: Any, monkeypatc
     calls = []
 
     def counted(*args: Any) -> Tensor:
-        calls.append(args[-1])
+        calls.append(args[7])  # the boundary
         return shift_group_norm_silu(*args)
 
     monkeypatch.setattr("latent_shift.models.resnet.shift_group_norm_silu", counted)
@@ -625,6 +652,9 @@ def test_no_state_is_left_on_the_modules() -> None:
     [
         ({"shift_fold": 1}, "shift_fold must be at least 2, got 1"),
         ({"shift_placement": "after"}, "shift_placement must be one of before_norm1, before_conv1, got 'after'"),
+        ({"shift_distance": 0}, "shift_distance must be at least 1, or 2 such numbers, got 0"),
+        ({"shift_distance": (1, 0)}, r"shift_distance must be at least 1, or 2 such numbers, got \(1, 0\)"),
+        ({"shift_distance": (1, 2, 3)}, r"shift_distance must be at least 1, or 2 such numbers, got \(1, 2, 3\)"),
         ({"default_boundary": "wrap"}, "default_boundary must be one of zero, circular, got 'wrap'"),
         ({"noise_correlation": 1.0}, r"noise_correlation must be in \[0, 1\), got 1.0"),
         ({"noise_correlation": -0.1}, r"noise_correlation must be in \[0, 1\), got -0.1"),

@@ -154,6 +154,7 @@ def test_messages() -> None:
         "num_frames must divide the folded batch of 4, got 3": lambda: call(x, num_groups=2, num_frames=3),
         "fold must be at least 2, got 1": lambda: call(x, num_groups=2, fold=1),
         "boundary must be one of zero, circular, got 'reflect'": lambda: call(x, num_groups=2, boundary="reflect"),
+        "distance must be at least 1, got 0": lambda: call(x, num_groups=2, distance=0),
         "time_bias must be given with time_scale, or not at all, got None": lambda: call(
             x, num_groups=2, time_scale=torch.ones(4, 6)
         ),
@@ -188,7 +189,10 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.parametrize("shape", [(6, 10, 5, 3, 5), (2, 6, 1, 2, 1), (6, 64, 16, 16, 16), (3, 96, 9, 2, 32)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("timed", [False, True], ids=["", "time"])
-def test_native_agrees(dtype: torch.dtype, shape: tuple[int, ...], boundary: Boundary | None, timed: bool) -> None:
+@pytest.mark.parametrize("distance", [1, 2, 7])
+def test_native_agrees(
+    dtype: torch.dtype, shape: tuple[int, ...], boundary: Boundary | None, timed: bool, distance: int
+) -> None:
     *size, groups = shape
     frames = 1 if size[0] == 2 else 3
     generator = torch.Generator().manual_seed(0)
@@ -200,7 +204,8 @@ def test_native_agrees(dtype: torch.dtype, shape: tuple[int, ...], boundary: Bou
     affine = [one.to(dtype) for one in affine]
 
     def call(backend: Backend, x: Tensor, weight: Tensor, bias: Tensor, *time: Tensor) -> Tensor:
-        return shift_group_norm_silu(x, weight, bias, groups, 1e-5, frames, 3, boundary, backend, *time)
+        times = time or (None, None)
+        return shift_group_norm_silu(x, weight, bias, groups, 1e-5, frames, 3, boundary, backend, *times, distance)
 
     exact = gradients([one.double() for one in (x, *affine)], upstream.double(), functools.partial(call, "eager"))
     tolerance = 1e-5 if dtype == torch.float32 else 1.6e-2
@@ -276,7 +281,7 @@ def test_native_is_an_operator() -> None:
     x, weight, bias, _ = features(torch.float32, torch.channels_last)
     shift_group_norm_silu(x, weight, bias, 5, backend="native")
     operator = torch.ops.latent_shift.shift_group_norm_silu.default
-    torch.library.opcheck(operator, (x, weight, bias, 5, 1e-5, 3, 3, False, True, "native"))
+    torch.library.opcheck(operator, (x, weight, bias, 5, 1e-5, 3, 3, 1, False, True, "native"))
     empty = shift_group_norm_silu(x[:0], weight, bias, 5, backend="native")
     assert empty.shape == (0, *x.shape[1:])
 

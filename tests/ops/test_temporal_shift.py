@@ -27,14 +27,14 @@ BITS = {
 }
 
 
-def shift_by_loops(x: np.ndarray, fold: int, boundary: str) -> np.ndarray:
+def shift_by_loops(x: np.ndarray, fold: int, boundary: str, distance: int = 1) -> np.ndarray:
     """Eq. 3 on `(batch, channels, frames, height, width)`, one channel of one frame at a time."""
     _, channels, frames, _, _ = x.shape
     k = channels // fold
     y = np.zeros_like(x)
     for i in range(frames):
         for c in range(channels):
-            source = i - 1 if c < k else i + 1 if c >= channels - k else i
+            source = i - distance if c < k else i + distance if c >= channels - k else i
             if boundary == "circular":
                 source = source % frames
             if 0 <= source < frames:
@@ -68,6 +68,25 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def bits_of(x: Tensor) -> np.ndarray:
     return x.contiguous().view(BITS[x.dtype]).numpy()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("distance", [2, 3, 5, 24])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 6, 24])
+def test_other_distances(num_frames: int, distance: int, boundary: str) -> None:
+    x = torch.randn(2, 7, num_frames, 2, 1, dtype=torch.float64, requires_grad=True)
+    expected = torch.from_numpy(shift_by_loops(x.detach().numpy(), 3, boundary, distance))
+    y = temporal_shift(x, 3, boundary, distance)
+    assert torch.equal(y, expected)
+    assert torch.equal(temporal_shift_folded(fold_frames(x), num_frames, 3, boundary, distance), fold_frames(expected))
+    # Each place of x comes up at most once, so its gradient is that of where it went, or zero.
+    upstream = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    numbers = torch.arange(1.0, x.numel() + 1).view_as(x)
+    places = shift_by_loops(numbers.numpy(), 3, boundary, distance)
+    wanted = torch.zeros(x.numel() + 1, dtype=x.dtype)
+    wanted[torch.from_numpy(places).long().flatten()] = upstream.flatten()
+    assert torch.equal(gradient.flatten(), wanted[1:])
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -241,6 +260,8 @@ def test_messages() -> None:
         "fold must be at least 2, got 0": lambda: temporal_shift(x[None], 0),
         "boundary must be one of zero, circular, got 'reflect'": lambda: temporal_shift(x[None], 3, "reflect"),
         "boundary must be one of zero, circular, got None": lambda: temporal_shift_folded(x, 2, 3, None),
+        "distance must be at least 1, got 0": lambda: temporal_shift_folded(x, 2, distance=0),
+        "distance must be at least 1, got -1": lambda: temporal_shift(x[None], distance=-1),
     }
     for message, call in cases.items():
         with pytest.raises(InputError, match=message):

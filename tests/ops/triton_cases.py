@@ -64,13 +64,17 @@ def agrees() -> None:
         for shape in SHAPES if dtype == torch.float32 else SHAPES[:1]:
             _, frames, _, _, _, groups, fold = shape
             x, weight, bias, upstream = features(shape, dtype)
-            for boundary in (None, "zero", "circular"):
+            far = 2 if shape == SHAPES[0] else 1
+            for boundary, distance in ((None, 1), ("zero", 1), ("circular", 1), ("zero", far), ("circular", far)):
                 arguments = (groups, 1e-5, frames, fold, boundary)
-                exact = run(*(one.double() for one in (x, weight, bias, upstream)), *arguments, backend="eager")
+                options = {"distance": distance}
+                exact = run(
+                    *(one.double() for one in (x, weight, bias, upstream)), *arguments, backend="eager", **options
+                )
                 for layout in FORMATS if shape == SHAPES[0] else FORMATS[1:]:
                     laid = x.contiguous(memory_format=layout)
-                    ours = run(laid, weight, bias, upstream, *arguments, backend="triton")
-                    assert_close(ours, exact, dtype, (shape, dtype, boundary, layout))
+                    ours = run(laid, weight, bias, upstream, *arguments, backend="triton", **options)
+                    assert_close(ours, exact, dtype, (shape, dtype, boundary, distance, layout))
                     assert ours[0].stride() == ours[1].stride() == laid.stride()
 
 
@@ -114,7 +118,7 @@ def operator() -> None:
     inputs = [one.requires_grad_() for one in (x, weight, bias)]
     shift_group_norm_silu(*inputs, 2, backend="triton")
     torch.library.opcheck(
-        torch.ops.latent_shift.shift_group_norm_silu.default, (*inputs, 2, 1e-5, 2, 2, False, True, "triton")
+        torch.ops.latent_shift.shift_group_norm_silu.default, (*inputs, 2, 1e-5, 2, 2, 1, False, True, "triton")
     )
 
     on_meta = [one.detach().to("meta", memory_format=torch.channels_last if one.ndim == 4 else None) for one in inputs]

@@ -23,6 +23,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
     """
 
     fold: int = 3
+    distance: int = 1
     placement: Placement = "before_norm1"
 
     def forward(
@@ -43,7 +44,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
         early = boundary if self.placement == "before_norm1" else None
         x = self._normalise(self.norm1, input_tensor, num_frames, early)
         if boundary is not None and self.placement == "before_conv1":
-            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
+            x = temporal_shift_folded(x, num_frames, self.fold, boundary, self.distance)
         x = convolve(self.conv1, x)
         time = self.time_emb_proj(self.nonlinearity(temb))
         if self.time_embedding_norm == "scale_shift":
@@ -70,9 +71,9 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
         if is_plain(norm, nn.GroupNorm) and is_plain(activation, nn.SiLU):
             group_norm = cast("nn.GroupNorm", norm)
             weights = (group_norm.weight, group_norm.bias, group_norm.num_groups, group_norm.eps)
-            return shift_group_norm_silu(x, *weights, num_frames, self.fold, boundary, None, scale, bias)
+            return shift_group_norm_silu(x, *weights, num_frames, self.fold, boundary, None, scale, bias, self.distance)
         if boundary is not None:
-            x = temporal_shift_folded(x, num_frames, self.fold, boundary)
+            x = temporal_shift_folded(x, num_frames, self.fold, boundary, self.distance)
         x = norm(x)
         if scale is not None and bias is not None:
             x = x * (1 + scale[:, :, None, None]) + bias[:, :, None, None]

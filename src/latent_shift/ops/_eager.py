@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def shift_channels(x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool) -> Tensor:
+def shift_channels(
+    x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool, distance: int = 1
+) -> Tensor:
     """The shift of Eq. 3 along `frame_axis`, out of place, differentiable any number of times."""
-    return _apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, 1)
+    return _apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, distance)
 
 
 def group_norm_silu(
@@ -69,12 +71,14 @@ def _apply(x: Tensor, *arguments: Any) -> Tensor:
 
 
 def _move(out: Tensor, x: Tensor, axis: int, step: int, circular: bool) -> None:
-    """Writes `out[t] = x[t - step]` along `axis` for `step` +1 or -1."""
-    kept = x.shape[axis] - 1
-    source, target, hole = (0, 1, 0) if step > 0 else (1, 0, kept)
+    """Writes `out[t] = x[t - step]` along `axis`."""
+    frames = x.shape[axis]
+    moved = abs(step) % frames if circular else min(abs(step), frames)
+    kept = frames - moved
+    source, target, hole = (0, moved, 0) if step > 0 else (moved, 0, kept)
     out.narrow(axis, target, kept).copy_(x.narrow(axis, source, kept))
-    edge = out.narrow(axis, hole, 1)
+    edge = out.narrow(axis, hole, moved)
     if circular:
-        edge.copy_(x.narrow(axis, kept - hole, 1))
+        edge.copy_(x.narrow(axis, kept - hole, moved))
     else:
         edge.zero_()

@@ -20,8 +20,8 @@ def _backend(name: str) -> Any:
 @torch.library.custom_op(
     "latent_shift::shift_group_norm_silu",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps, int num_frames, int k, bool circular, "
-    "bool activate, str backend) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor x, Tensor weight, Tensor bias, int num_groups, float eps, int num_frames, int k, int distance, "
+    "bool circular, bool activate, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _forward(
     x: Tensor,
@@ -31,6 +31,7 @@ def _forward(
     eps: float,
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
     backend: str,
@@ -39,7 +40,9 @@ def _forward(
     x = kernels.lay_out(x)
     outputs = _outputs(x, num_groups)
     if x.numel():
-        kernels.forward(x, weight.contiguous(), bias.contiguous(), outputs, eps, num_frames, k, circular, activate)
+        kernels.forward(
+            x, weight.contiguous(), bias.contiguous(), outputs, eps, num_frames, k, distance, circular, activate
+        )
     return outputs
 
 
@@ -57,7 +60,7 @@ def _outputs(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
     "latent_shift::shift_group_norm_silu_backward",
     mutates_args=(),
     schema="(Tensor upstream, Tensor x, Tensor weight, Tensor bias, Tensor means, Tensor rstds, int num_frames, int k, "
-    "bool circular, bool activate, str backend) -> (Tensor, Tensor, Tensor)",
+    "int distance, bool circular, bool activate, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _backward(
     upstream: Tensor,
@@ -68,6 +71,7 @@ def _backward(
     rstds: Tensor,
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
     backend: str,
@@ -80,7 +84,7 @@ def _backward(
         in_lines = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         inputs = (upstream.contiguous(memory_format=in_lines), x, weight.contiguous(), bias.contiguous())
         outputs = (gradient, weight_sums, bias_sums)
-        kernels.backward(*inputs, (means, rstds), outputs, num_frames, k, circular, activate)
+        kernels.backward(*inputs, (means, rstds), outputs, num_frames, k, distance, circular, activate)
     return gradient, _gradient_like(weight, weight_sums), _gradient_like(bias, bias_sums)
 
 
@@ -102,7 +106,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     arguments = (upstream, *ctx.saved_tensors, *ctx.arguments)
-    return *torch.ops.latent_shift.shift_group_norm_silu_backward(*arguments), *(None,) * 7
+    return *torch.ops.latent_shift.shift_group_norm_silu_backward(*arguments), *(None,) * 8
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

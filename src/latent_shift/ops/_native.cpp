@@ -18,7 +18,8 @@ struct bfloat16 {
 
 struct Sizes {
   int64_t pictures, channels, pixels, groups, frames;
-  int64_t shifted;  // channels that come from the frame before, and as many from the frame after
+  int64_t shifted;  // channels that come from a frame before, and as many from a frame after
+  int64_t distance;  // of that frame
   int64_t circular;
   int64_t splits;  // of the groups
   int64_t affine_stride;  // 0 where all pictures share weight and bias
@@ -73,7 +74,7 @@ class Source {
     for (int64_t step = -1; step <= 1; ++step) {
       const int64_t begin = std::max(first, ends[step + 1]), end = std::min(last, ends[step + 2]);
       if (begin >= end) continue;
-      const int64_t wanted = frame + step, around = (wanted + s.frames) % s.frames;
+      const int64_t wanted = frame + step * s.distance, around = (wanted % s.frames + s.frames) % s.frames;
       runs_[count_++] = {begin, end - begin, picture - frame + around, s.circular || wanted == around};
     }
   }

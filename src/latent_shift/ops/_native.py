@@ -35,7 +35,7 @@ class _Sizes(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("pictures", "channels", "pixels", "groups", "frames"),
-            *("shifted", "circular", "splits", "affine_stride", "activate"),
+            *("shifted", "distance", "circular", "splits", "affine_stride", "activate"),
         )
     )
 
@@ -59,11 +59,12 @@ def forward(
     eps: float,
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
 ) -> None:
     """Fills `outputs`: the result, and mean and reciprocal deviation of each picture's groups."""
-    sizes = _sizes(x, weight, outputs[1].shape[1], num_frames, k, circular, activate)
+    sizes = _sizes(x, weight, outputs[1].shape[1], num_frames, k, distance, circular, activate)
     _call("forward", x.dtype, sizes, ctypes.c_float(eps), x, weight.float(), bias.float(), *outputs)
 
 
@@ -76,23 +77,24 @@ def backward(
     outputs: tuple[Tensor, Tensor, Tensor],
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
 ) -> None:
     """Fills `outputs`: the gradient of `x`, and of weight and bias for each picture."""
-    sizes = _sizes(x, weight, moments[0].shape[1], num_frames, k, circular, activate)
+    sizes = _sizes(x, weight, moments[0].shape[1], num_frames, k, distance, circular, activate)
     _call("backward", x.dtype, sizes, upstream, x, weight.float(), bias.float(), *moments, *outputs)
 
 
 def _sizes(
-    x: Tensor, weight: Tensor, num_groups: int, num_frames: int, k: int, circular: bool, activate: bool
+    x: Tensor, weight: Tensor, num_groups: int, num_frames: int, k: int, distance: int, circular: bool, activate: bool
 ) -> _Sizes:
     pictures, channels, height, width = x.shape
     divisors = (number for number in range(1, num_groups + 1) if num_groups % number == 0)
     splits = next(number for number in divisors if number == num_groups or number * pictures >= torch.get_num_threads())
     affine_stride = channels if weight.dim() == 2 else 0
     features = (pictures, channels, height * width, num_groups, num_frames)
-    return _Sizes(*features, k, circular, splits, affine_stride, activate)
+    return _Sizes(*features, k, distance, circular, splits, affine_stride, activate)
 
 
 def _call(name: str, dtype: torch.dtype, sizes: _Sizes, *arguments: Tensor | ctypes.c_float) -> None:

@@ -22,12 +22,12 @@ _TILE = 4096
 
 
 @triton.jit
-def _source(picture, channel, num_channels, num_frames, k, circular: tl.constexpr):
+def _source(picture, channel, num_channels, num_frames, k, distance, circular: tl.constexpr):
     """For each channel: the picture that it comes from (Eq. 3), around the circle, and whether Eq. 3 has that frame."""
     step = tl.where(channel < k, -1, 0) + tl.where(channel >= num_channels - k, 1, 0)
     frame = picture % num_frames
-    wanted = frame + step
-    around = (wanted + num_frames) % num_frames
+    wanted = frame + step * distance
+    around = (wanted % num_frames + num_frames) % num_frames
     exists = (wanted == around) | circular
     return (picture - frame + around).to(tl.int64), exists
 
@@ -49,6 +49,7 @@ def _forward_kernel(
     affine_stride,
     num_frames,
     k,
+    distance,
     eps,
     circular: tl.constexpr,
     activate: tl.constexpr,
@@ -61,7 +62,7 @@ def _forward_kernel(
     in_group = tl.arange(0, block_c)
     channel = group_index * group + in_group
     known = in_group < group
-    source, exists = _source(picture, channel, num_channels, num_frames, k, circular)
+    source, exists = _source(picture, channel, num_channels, num_frames, k, distance, circular)
     row = source * stride_n + channel * stride_c
 
     # Moments of the tiles, joined one by one (Chan et al.): one pass, and nothing cancels.
@@ -129,6 +130,7 @@ def _backward_kernel(
     affine_stride,
     num_frames,
     k,
+    distance,
     circular: tl.constexpr,
     activate: tl.constexpr,
     group: tl.constexpr,
@@ -144,7 +146,7 @@ def _backward_kernel(
     in_group = tl.arange(0, block_c)
     channel = group_index * group + in_group
     known = in_group < group
-    source, exists = _source(picture, channel, num_channels, num_frames, k, circular)
+    source, exists = _source(picture, channel, num_channels, num_frames, k, distance, circular)
     row = source * stride_n + channel * stride_c
     own = picture.to(tl.int64) * stride_n + channel * stride_c
     mean, rstd = tl.load(means + tl.program_id(0)), tl.load(rstds + tl.program_id(0))
@@ -211,6 +213,7 @@ def forward(
     eps: float,
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
 ) -> None:
@@ -219,7 +222,7 @@ def forward(
     sizes, numbers = _sizes(x, weight, num_groups)
     with _device_of(x):
         _forward_kernel[(len(x) * num_groups,)](
-            x, weight, bias, *outputs, *sizes, num_frames, k, eps, circular, activate, **numbers
+            x, weight, bias, *outputs, *sizes, num_frames, k, distance, eps, circular, activate, **numbers
         )
 
 
@@ -232,6 +235,7 @@ def backward(
     outputs: tuple[Tensor, Tensor, Tensor],
     num_frames: int,
     k: int,
+    distance: int,
     circular: bool,
     activate: bool,
 ) -> None:
@@ -241,7 +245,7 @@ def backward(
     inputs = (upstream, x, weight, bias, *moments)
     with _device_of(x):
         _backward_kernel[(len(x) * num_groups,)](
-            *inputs, *outputs, *sizes, num_frames, k, circular, activate, **numbers
+            *inputs, *outputs, *sizes, num_frames, k, distance, circular, activate, **numbers
         )
 
 

@@ -50,6 +50,7 @@ def shift_group_norm_silu(
     backend: Backend | None = None,
     time_scale: Float[Tensor, "batch_frames channels"] | None = None,
     time_bias: Float[Tensor, "batch_frames channels"] | None = None,
+    distance: int = 1,
 ) -> Float[Tensor, "batch_frames channels height width"]:
     """`silu(group_norm(temporal_shift_folded(x)))`, differentiable in all tensors.
 
@@ -73,6 +74,7 @@ def shift_group_norm_silu(
         backend: who computes it; None is what `LATENT_SHIFT_BACKEND` says, or "auto".
         time_scale: of each picture, from its time embedding (`resnet_time_scale_shift = "scale_shift"` in diffusers).
         time_bias: as `time_scale`; both or none.
+        distance: as in `temporal_shift`.
 
     Returns:
         A new tensor with the shape and dtype of `x` (under CUDA's autocast "eager" gives fp32, as GroupNorm does).
@@ -80,7 +82,7 @@ def shift_group_norm_silu(
     Raises:
         InputError: a `ValueError`, for an argument out of range, or a backend that is unknown or cannot be used.
     """
-    check_folded(x, num_frames, fold, "zero" if boundary is None else boundary)
+    check_folded(x, num_frames, fold, "zero" if boundary is None else boundary, distance)
     if num_groups < 1 or x.shape[1] % num_groups:
         raise InputError("num_groups", num_groups, f"divide the {x.shape[1]} channels")
     if (time_scale is None) != (time_bias is None):
@@ -93,10 +95,10 @@ def shift_group_norm_silu(
             scale = 1 + time_scale.float()
             weight, bias = weight * scale, bias * scale + time_bias
         k = 0 if boundary is None else x.shape[1] // fold
-        arguments = (num_groups, eps, num_frames, k, boundary == "circular", True, name)
+        arguments = (num_groups, eps, num_frames, k, distance, boundary == "circular", True, name)
         return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
     if boundary is not None:
-        x = temporal_shift_folded(x, num_frames, fold, boundary)
+        x = temporal_shift_folded(x, num_frames, fold, boundary, distance)
     return group_norm_silu(x, weight, bias, num_groups, eps, time_scale, time_bias)
 
 
@@ -114,7 +116,7 @@ def group_norm(
     name = _fused_backend(x, backend)
     if name is None:
         return functional.group_norm(x, num_groups, weight, bias, eps)
-    arguments = (num_groups, eps, 1, 0, False, False, name)
+    arguments = (num_groups, eps, 1, 0, 1, False, False, name)
     return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
 
 
