@@ -59,13 +59,14 @@ def test_variants_are_trained_once_and_compared_with_the_first(
     configs = {name: json.loads((tmp_path / f"runs/{name}/model/unet/config.json").read_text()) for name in VARIANTS}
     found = {name: [config[key] for key in ablation._COMMON] for name, config in configs.items()}
     assert found == {
-        "paper": [3, "before_norm1", "circular"],
-        "fold-4": [4, "before_norm1", "circular"],
-        "fold-8": [8, "before_norm1", "circular"],
-        "before-conv1": [3, "before_conv1", "circular"],
-        "zero": [3, "before_norm1", "zero"],
-        "mixed": [3, "before_norm1", "circular"],
-        "seed": [3, "before_norm1", "circular"],
+        "paper": [3, "before_norm1", 1, "zero"],
+        "fold-4": [4, "before_norm1", 1, "zero"],
+        "fold-8": [8, "before_norm1", 1, "zero"],
+        "before-conv1": [3, "before_conv1", 1, "zero"],
+        "distance-2": [3, "before_norm1", 2, "zero"],
+        "circular": [3, "before_norm1", 1, "circular"],
+        "mixed": [3, "before_norm1", 1, "zero"],
+        "seed": [3, "before_norm1", 1, "zero"],
     }
     weights = {sha256_file(tmp_path / f"runs/{name}/model/unet" / WEIGHTS) for name in VARIANTS}
     assert len(weights) == len(VARIANTS)

@@ -72,7 +72,9 @@ def ablation(
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; of sampling.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, for programs.")] = False,
 ) -> None:
-    """Fold, placement and boundary of the shift, one changed at a time: trains each, and measures it. A rerun goes on.
+    """Fold, placement, distance and boundary of the shift, one changed at a time: trains and measures each of them.
+
+    A rerun goes on.
 
     Examples:
       latent-shift reproduce ablation recipes/emoji-ablation.toml

@@ -33,21 +33,22 @@ class Variant:
 
     title: str
     arguments: Mapping[str, Any]
-    circular_share: float = 1.0
+    circular_share: float = 0.0
     seed: int = 0
 
 
 VARIANTS = {
-    "paper": Variant("a third each way, at the entry of the branch, loops", {}),
+    "paper": Variant("a third each way, one frame, at the entry of the branch, zeros at the ends", {}),
     "fold-4": Variant("a quarter each way", {"shift_fold": 4}),
     "fold-8": Variant("an eighth each way", {"shift_fold": 8}),
     "before-conv1": Variant("after norm and SiLU, before conv1", {"shift_placement": "before_conv1"}),
-    "zero": Variant("zeros at the ends, in training and sampling", {"default_boundary": "zero"}, 0.0),
-    "mixed": Variant("zeros or loops by coin toss in training, loops in sampling", {}, 0.5),
+    "distance-2": Variant("two frames each way", {"shift_distance": 2}),
+    "circular": Variant("loops, in training and sampling", {"default_boundary": "circular"}, 1.0),
+    "mixed": Variant("zeros or loops by coin toss in training, zeros in sampling", {}, 0.5),
     "seed": Variant("the first again, with another seed", {}, seed=1),
 }
 """The first is what the others are compared with."""
-_COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "default_boundary": "circular"}
+_COMMON = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_distance": 1, "default_boundary": "zero"}
 _STATISTICS: tuple[Statistic, ...] = ("top1", "top5", "r2", "ratio", "lite0-frames-kd", "lite0-clips-kd")
 _COMPARED: tuple[Statistic, ...] = ("top5", "r2", "lite0-clips-kd")
 
