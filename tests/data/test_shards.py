@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ from latent_shift.data import ClipConfig, ClipLoader, open_source, remote
 from latent_shift.data.identity import file_keys
 from latent_shift.data.records import ArchiveMember, record_bytes
 from latent_shift.data.shards import write_shards
+from latent_shift.data.sources import Selection
 
 CONFIG = ClipConfig(num_frames=4, duration_s=1.0, size=32)
 
@@ -94,6 +96,8 @@ def test_shards_of_others_have_a_text_beside_each_video(films: Path, tmp_path: P
             ("a/three.mp4", (films / "film 1.mp4").read_bytes()),
             ("a/three.json", b'{"caption": "the third", "fps": 25}'),
             ("a/readme.md", b"hello"),
+            ("a/four.001.mp4", (films / "film 1.mp4").read_bytes()),
+            ("a/five.json", b'{"caption": "the fifth"}'),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -101,7 +105,12 @@ def test_shards_of_others_have_a_text_beside_each_video(films: Path, tmp_path: P
     for spec in (str(tmp_path / "theirs-0007.tar"), f"shards:{tmp_path}/theirs-{{0007..0007}}.tar"):
         source = open_source(spec)
         assert [record.caption for record in source] == ["the first film", "the third"]
-        assert [(Path(entry.file).name, entry.reason) for entry in source.dropped] == [("two.jpg", "it has no caption")]
+        without = "no video or image has its key, which ends at the first dot"
+        assert [(Path(entry.file).name, entry.reason) for entry in source.dropped] == [
+            ("two.jpg", "it has no caption"),
+            ("four.001.mp4", without),
+            ("five.json", without),
+        ]
         assert ClipLoader(source, CONFIG)[0].frames.shape == (4, 32, 32, 3)
 
 
@@ -141,30 +150,45 @@ def test_a_second_packing_writes_what_is_missing_alone(films: Path, tmp_path: Pa
     assert [record.caption for record in open_source(str(tmp_path / "shards"))] == [r.caption for r in source]
 
 
-def test_another_packing_into_the_same_folder_leaves_nothing_of_the_last(films: Path, tmp_path: Path) -> None:
+def test_another_packing_into_the_same_folder(films: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
     source = open_source(str(films))
     megabytes = max(record.size for record in source) * 1.1 / 1e6
     write_shards(source, output, megabytes)
-    (output / "00099.tar").write_bytes(b"somebody's own")
-    # Another film of the same name, caption and size; of others, other metadata alone.
+    # Another film of the same name, captions and size is packed again.
     film = films / "film 2.mp4"
     data = bytearray(film.read_bytes())
     data[len(data) // 2] ^= 255
     film.write_bytes(data)
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    write_shards(open_source(str(films)), output, megabytes)
+    after = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert {name for name in after if before[name] != after[name]} == {"00002.tar", "index.jsonl"}
+    assert record_bytes(open_source(str(output))[2]) == data
+    # Other samples, another size, or the shards themselves as a source: nothing of what is there is lost.
     rows = [json.loads(line) for line in (films / "metadata.jsonl").read_text().splitlines()]
-    rows[1]["metadata"]["n"] = 4
     (films / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
-    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    fewer = open_source(str(films))
+    rows[1]["metadata"]["n"] = 4
+    (films / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed = open_source(str(films))
+    expected = "output must be a new folder: it holds shards of other samples, or of another size"
+    for other, size in ((fewer, megabytes), (changed, megabytes), (source, 100), (open_source(str(output)), 100)):
+        with pytest.raises(InputError, match=expected):
+            write_shards(other, output, size)
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == after
+
+
+def test_metadata_of_any_kind_are_packed_once(films: Path, tmp_path: Path) -> None:
+    """Parquet has dates, and numbers that are none."""
     source = open_source(str(films))
-    write_shards(source, output, megabytes)
-    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar")}
-    assert sorted(after) == ["00000.tar", "00001.tar", "00002.tar", "00003.tar", "00099.tar"]
-    assert {name for name in after if before[name] != after[name]} == {"00001.tar", "00002.tar"}
-    packed = open_source(str(output))
-    assert [(r.caption, r.metadata, record_bytes(r)) for r in packed] == [
-        (r.caption, r.metadata, record_bytes(r)) for r in source
-    ]
+    facts = {"date": datetime.date(2026, 11, 27), "score": float("nan")}
+    odd = Selection(source, [dataclasses.replace(record, metadata=facts) for record in source])
+    write_shards(odd, tmp_path / "shards")
+    before = (tmp_path / "shards/00000.tar").stat().st_mtime_ns
+    write_shards(odd, tmp_path / "shards")
+    assert (tmp_path / "shards/00000.tar").stat().st_mtime_ns == before
+    assert open_source(str(tmp_path / "shards"))[0].metadata["date"] == "2026-11-27"
 
 
 def test_bad_members_are_quarantined_by_their_names(films: Path, tmp_path: Path) -> None:

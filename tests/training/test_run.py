@@ -111,18 +111,46 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(make_recipe: MakeRecipe) ->
 def test_a_run_goes_on_with_its_records_wherever_they_are_and_with_no_others(
     make_recipe: MakeRecipe, squares: Path, tmp_path: Path, cache: bool
 ) -> None:
-    data = {"cache": str(tmp_path / "cache") if cache else ""}
-    elsewhere = {"source": str(tmp_path / "elsewhere"), "cache": str(tmp_path / "other cache") if cache else ""}
+    data = {"cache": str(tmp_path / "cache") if cache else "", "balance_by": "label"}
+    elsewhere = {**data, "source": str(tmp_path / "elsewhere"), "cache": str(tmp_path / "other cache") if cache else ""}
     shutil.copytree(squares, elsewhere["source"])
     train(make_recipe("image", steps=1, data=data))
     steps: list[int] = []
     moved = make_recipe("image", steps=2, data=elsewhere)
     train(moved, lambda done, *_: steps.append(done))
     assert steps == [2]
+    kept = (Path(moved.output) / "recipe.json").read_bytes()
     table = Path(elsewhere["source"]) / "metadata.jsonl"
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
     expected = "data.source must hold the records and captions that the run began with, or output be a new folder"
-    assert refused(make_recipe("image", steps=3, data=elsewhere)) == f"{expected}, got {elsewhere['source']!r}"
+    labelled = [{**row, "metadata": {**row["metadata"], "label": "one"}} for row in rows]
+    captioned = [{**row, "caption": "else", "captions": ["else"]} for row in rows]
+    for other in (rows[:-1], rows[::-1], labelled, captioned):
+        table.write_text("".join(json.dumps(row) + "\n" for row in other))
+        for asked in (2, 3):  # complete, and not
+            message = refused(make_recipe("image", steps=asked, data=elsewhere))
+            assert message == f"{expected}, got {elsewhere['source']!r}"
+    assert (Path(moved.output) / "recipe.json").read_bytes() == kept
+
+
+def test_clips_of_a_cache_are_not_those_that_come(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    train(make_recipe("image", steps=1, data={"cache": str(tmp_path / "cache")}))
+    message = refused(make_recipe("image", steps=2, data={"cache": ""}))
+    assert message.startswith("output must be a new folder: it holds a run with data.cache = ")
+
+
+def test_a_checkpoint_that_knows_no_data_goes_on_with_its_source_alone(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path
+) -> None:
+    train(make_recipe("image", steps=1))
+    (place,) = (tmp_path / "run/checkpoints").iterdir()
+    manifest = json.loads((place / "manifest.json").read_text())
+    del manifest["state"]["data"]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(squares, tmp_path / "elsewhere")
+    message = refused(make_recipe("image", steps=2, data={"source": str(tmp_path / "elsewhere")}))
+    assert message.startswith("output must be a new folder: it holds a run with data.source = ")
+    assert train(make_recipe("image", steps=2)).is_dir()
 
 
 def test_fewer_steps_than_were_done_are_refused_and_a_complete_run_keeps_its_recipe(make_recipe: MakeRecipe) -> None:

@@ -322,6 +322,27 @@ def test_with_fp16_a_step_without_a_gradient_is_left_out(line_recipe: MakeRecipe
     assert all(tensor.isfinite().all() for tensor in content(recipe.output).values())
 
 
+def test_with_fp16_a_gradient_that_no_scale_helps_stops_the_run(line_recipe: MakeRecipe) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"^the gradient of step 19 is nan"):
+        run_stage(BrokenGradient(), line_recipe(steps=30, precision="fp16"))
+
+
+def test_a_cache_that_lacks_other_videos_is_refused(line_recipe: MakeRecipe) -> None:
+    stage = LineStage()
+    run_stage(stage, line_recipe(steps=2))
+    stage = LineStage()
+    stage.batches.quarantined = {"a.mp4": "it is no video"}
+    expected = "data.cache must lack the 0 videos that it could not read when the run began, and not 1"
+    with pytest.raises(InputError, match=expected):
+        run_stage(stage, line_recipe(steps=3))
+
+
+def test_processes_with_different_data_are_refused(line_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "gather_object", lambda own: [*own, "other points"])
+    with pytest.raises(InputError, match="data.source must hold the same records on all machines"):
+        run_stage(LineStage(), line_recipe(steps=2))
+
+
 class DroppingStage(LineStage):
     """With dropout, whose masks are no part of the batch."""
 

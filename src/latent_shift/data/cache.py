@@ -154,9 +154,11 @@ def _missing(place: Path) -> Iterator[bool]:
             logger.info("waiting for another run, which is building the cache %s", place.name)
             lock.acquire()
     try:
+        for half_joined in place.parent.glob(f".{place.name}.*"):  # by a build that was killed
+            shutil.rmtree(half_joined, ignore_errors=True)
         yield not manifest.exists()
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it still gets it, and finds the cache
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds out, and takes a new one
         lock.release()
 
 

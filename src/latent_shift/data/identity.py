@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .records import CaptionedVideo
@@ -32,23 +32,26 @@ def content_keys(records: Sequence[CaptionedVideo]) -> list[tuple[int, str]]:
     return [_content(record, archive) for record in records]
 
 
-def records_digest(records: Sequence[CaptionedVideo]) -> str:
-    """SHA-256 of which files there are, in which order, and of their captions; no file is opened.
+def records_digest(records: Sequence[CaptionedVideo], facts: Callable[[CaptionedVideo], Sequence[Any]]) -> str:
+    """SHA-256 of which files there are, in which order, of their captions and of what `facts` says of each.
 
-    A folder that was moved keeps it, since paths count from what all of them have in common.
+    No file is opened. A folder that was moved keeps it, since paths count from what all of them have in common.
     """
-    names = _relative_paths(records)
-    rows = [[name, *record.captions] for name, record in zip(names, records, strict=True)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for name, record in zip(_relative_paths(records), records, strict=True):
+        digest.update(json.dumps([name, *facts(record), *record.captions]).encode())
+    return digest.hexdigest()
 
 
-def _relative_paths(records: Sequence[CaptionedVideo]) -> list[str]:
-    """Each record's path below the folder that all of them have in common."""
-    if not records:
-        return []
-    paths = [os.path.abspath(record.path) for record in records]
-    root = os.path.commonpath({os.path.dirname(path) for path in paths})
-    return [os.path.relpath(path, root) for path in paths]
+def _relative_paths(records: Sequence[CaptionedVideo]) -> Iterator[str]:
+    """Each record's path below the folder that all of them have in common; whole paths where there is none."""
+    folders = {os.path.dirname(os.path.abspath(record.path)) for record in records}
+    try:
+        root = os.path.commonpath(folders) if folders else ""
+    except ValueError:  # of two drives
+        root = ""
+    for record in records:
+        yield os.path.abspath(record.path)[len(root) :].lstrip(os.sep)
 
 
 def _content(record: CaptionedVideo, archive: Callable[[str], str]) -> tuple[int, str]:

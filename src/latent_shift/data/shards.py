@@ -29,6 +29,7 @@ from .remote import beside, is_remote, open_place, read_all, read_failures, show
 INDEX_FILE = "index.jsonl"
 
 _TEXT_SUFFIXES = (".json", ".txt")
+_SAMPLE_SUFFIXES = (*_TEXT_SUFFIXES, *MEDIA_SUFFIXES)
 
 
 def read_shards(place: str, options: Mapping[str, str], argument: str) -> CollectedSource:
@@ -45,7 +46,11 @@ def read_shards(place: str, options: Mapping[str, str], argument: str) -> Collec
         _read_index(source, index, argument)
         return source
     for shard in shards:
-        for name, captions, metadata, member in _scan(shard, argument):
+
+        def drop(name: str, reason: str, shard: str = shard) -> None:
+            source.drop(shown_path(shard, name), reason)
+
+        for name, captions, metadata, member in _scan(shard, argument, drop):
             source.add(shown_path(shard, name), captions, metadata, member)
     return source
 
@@ -56,7 +61,7 @@ def write_shards(
     shard_mb: float = 256,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
-    """Packs a source into shards; what an earlier call wrote of the same samples stays, the rest of it goes.
+    """Packs a source into shards; what an earlier call wrote of the same samples stays.
 
     Args:
         source: what is packed; files are copied as they are.
@@ -68,7 +73,8 @@ def write_shards(
         How many shards there are.
 
     Raises:
-        InputError: `shard_mb` is not above 0, the source is empty, or the folder cannot be written.
+        InputError: `shard_mb` is not above 0, the source is empty, or the folder holds shards of other samples or of
+            another size, or cannot be written.
         DataError: a file of the source cannot be read, or the disk is full.
     """
     if not shard_mb > 0:
@@ -84,7 +90,7 @@ def write_shards(
         groups[-1].append(record)
         filled += record.size
     index = output / INDEX_FILE
-    outdated = _indexed_shards(index)
+    _refuse_other_shards(index, groups)
     lines: list[str] = []
     for number, group in enumerate(groups):
         shard = output / f"{number:05d}.tar"
@@ -100,23 +106,30 @@ def write_shards(
                 "archive": shard.name,
             }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        outdated.discard(shard.name)
         if progress is not None:
             progress("shards", number + 1, len(groups))
     with clear_write_errors(str(index), "the shards stay"), atomic_path(index) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
-    for name in outdated:
-        (output / name).unlink(missing_ok=True)
     return len(groups)
 
 
-def _indexed_shards(index: Path) -> set[str]:
-    """Names of the shards that an earlier call wrote beside its index."""
-    try:
-        names = {json.loads(line)["archive"] for line in index.read_text(encoding="utf-8").splitlines()}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return {name for name in names if isinstance(name, str) and re.fullmatch(r"\d{5,}\.tar", name)}
+def _refuse_other_shards(index: Path, groups: Sequence[Sequence[CaptionedVideo]]) -> None:
+    """Raises `InputError` where a finished packing is another one: it may be the only copy of its samples."""
+    if not index.exists():
+        return
+    packed = CollectedSource("shards", index)
+    _read_index(packed, str(index), "output")
+    found = [(Path(one.member.archive).name if one.member else "", _facts(one)) for one in packed]
+    if found != [(f"{number:05d}.tar", _facts(one)) for number, group in enumerate(groups) for one in group]:
+        raise InputError(
+            "output", str(index.parent), "be a new folder: it holds shards of other samples, or of another size"
+        )
+
+
+def _facts(record: CaptionedVideo) -> str:
+    """Size, captions and metadata, as they are read again."""
+    captions = [" ".join(caption.split()) for caption in record.captions]
+    return json.dumps([record.size, captions, record.metadata], sort_keys=True, default=str)
 
 
 def _find(place: str, argument: str) -> tuple[str | None, list[str]]:
@@ -160,8 +173,10 @@ def _read_index(source: CollectedSource, index: str, argument: str) -> None:
             raise DataError(f"{without_query(index)}, line {number}: {expected}") from error
 
 
-def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
-    """Name, captions, metadata and place of each sample, in the order of the tar file."""
+def _scan(
+    shard: str, argument: str = "output", drop: Callable[[str, str], None] | None = None
+) -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
+    """Name, captions, metadata and place of each sample, in the order of the tar file; `drop` hears of the others."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     failures: tuple[type[Exception], ...] = (*read_failures(), tarfile.TarError, ValueError)
     try:
@@ -175,6 +190,9 @@ def _scan(shard: str, argument: str = "output") -> Iterator[tuple[str, list[str]
             for parts in samples.values():
                 media = next((info for suffix, info in parts.items() if suffix in MEDIA_SUFFIXES), None)
                 if media is None:
+                    names = [info.name for suffix, info in parts.items() if suffix.endswith(_SAMPLE_SUFFIXES)]
+                    if names and drop is not None:
+                        drop(names[0], "no video or image has its key, which ends at the first dot")
                     continue
                 try:
                     texts = {suffix: _text(archive, parts[suffix]) for suffix in _TEXT_SUFFIXES if suffix in parts}
@@ -209,8 +227,7 @@ def _holds(shard: Path, records: Sequence[CaptionedVideo]) -> bool:
         ]
     except DataError:
         return False
-    facts, wanted = ([(one.captions, one.metadata, one.size) for one in some] for some in (found, records))
-    if facts != wanted:
+    if [_facts(one) for one in found] != [_facts(one) for one in records]:
         return False
     near = [index for index, one in enumerate(records) if one.member is None or not is_remote(one.member.archive)]
     return content_keys([found[index] for index in near]) == content_keys([records[index] for index in near])
@@ -224,7 +241,7 @@ def _write_shard(path: Path, records: Sequence[CaptionedVideo]) -> None:
             suffix = PurePosixPath(record.path.name).suffix.lower()
             for name, data in (
                 (f"{key}{suffix}", record_bytes(record)),
-                (f"{key}.json", json.dumps(facts, ensure_ascii=False).encode()),
+                (f"{key}.json", json.dumps(facts, ensure_ascii=False, default=str).encode()),
             ):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)

@@ -18,7 +18,6 @@ from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.data.cache import ClipCache, open_or_build_cache
-from latent_shift.data.identity import records_digest
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo
 from latent_shift.media import contact_sheet, write_video
@@ -26,7 +25,7 @@ from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
 from .networks import load_autoencoder, make_network
-from .sources import balance_groups, check_balance, clip_fingerprint, open_records, read_clip_once
+from .sources import balance_groups, check_balance, clip_fingerprint, data_digest, open_records, read_clip_once
 
 _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
@@ -116,7 +115,7 @@ class AutoencoderStage:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
         records = list(open_records(recipe.data.source, recipe.stage))
         check_balance(records, recipe.data.balance_by)
-        self.data_digest = records_digest(records)
+        self.data_digest = data_digest(records, recipe.data.balance_by)
         groups = balance_groups(records, recipe.data.balance_by)
         kept_out = _unseen(groups)
         seen = list(itertools.compress(records, [not out for out in kept_out]))

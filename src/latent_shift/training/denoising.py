@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
-from latent_shift.data.identity import records_digest
 from latent_shift.media import Frames, contact_sheet, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
@@ -36,7 +35,7 @@ from .lora import add_lora, save_lora
 from .networks import UNETS, autocast
 from .report import FirstAlone
 from .sharding import full_tensors
-from .sources import check_balance, open_records
+from .sources import check_balance, data_digest, open_records
 
 
 class DenoisingStage:
@@ -63,7 +62,7 @@ class DenoisingStage:
         self._cut_captions = FirstAlone("further captions that are cut are not told of")
         source = open_records(recipe.data.source, recipe.stage)
         check_balance(source, recipe.data.balance_by)
-        self.data_digest = records_digest(list(source))
+        self.data_digest = data_digest(list(source), recipe.data.balance_by)
         samples: Samples
         if recipe.data.cache:
             records = list(source)

@@ -34,6 +34,7 @@ from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network
 from .noise import resolve_noise
+from .sources import data_digest, open_records
 from .trainer import Progress, Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -153,16 +154,28 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    if not place.exists() or latest_checkpoint(output / "checkpoints") is None:
+    checkpoint = latest_checkpoint(output / "checkpoints") if place.exists() else None
+    if checkpoint is None:
         return
+    _, state, _ = checkpoint
     before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
         before = Recipe.model_validate(before).model_dump(mode="json")
     ours, theirs = dict(_flat(resolved)), dict(_flat(before))
+    free = _FREE if "data" in state else _FREE - {"data.source"}  # which older checkpoints do not know
     for key in sorted(ours.keys() | theirs.keys()):
-        if key not in _FREE and key.partition(".")[0] not in _FREE and ours.get(key) != theirs.get(key):
-            expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
-            raise InputError("output", recipe.output, expected)
+        one, other = ours.get(key), theirs.get(key)
+        # A cache may be anywhere, but clips from a cache are not those that are decoded as they come.
+        differs = one != other if key not in free else key == "data.cache" and bool(one) != bool(other)
+        if differs and key.partition(".")[0] not in free:
+            raise InputError(
+                "output", recipe.output, f"be a new folder: it holds a run with {key} = {other!r}, not {one!r}"
+            )
+    if "data" in state:
+        records = open_records(recipe.data.source, recipe.stage)
+        if data_digest(list(records), recipe.data.balance_by) != state["data"]:
+            expected = "hold the records and captions that the run began with, or output be a new folder"
+            raise InputError("data.source", recipe.data.source, expected)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

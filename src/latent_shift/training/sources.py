@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.clips import cut_clip
 from latent_shift.data.heldout import stage_records, verify_heldout
+from latent_shift.data.identity import records_digest
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder, open_record
 from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
 from latent_shift.media import Frames
@@ -63,6 +64,11 @@ def check_balance(records: Iterable[CaptionedVideo], key: str) -> None:
 def balance_groups(records: Iterable[CaptionedVideo], key: str) -> list[str]:
     """What should come equally often: records with the same value of `key` together, each of the others alone."""
     return [str(record.metadata.get(key, record.index)) for record in records]
+
+
+def data_digest(records: Sequence[CaptionedVideo], balance_by: str) -> str:
+    """Of all that decides which record comes when: a run goes on with the same alone, wherever they are."""
+    return records_digest(records, lambda record: (str(record.metadata.get(balance_by)), is_still(record)))
 
 
 def is_still(record: CaptionedVideo) -> bool:

@@ -60,7 +60,7 @@ class Stage(Protocol):
 
     @property
     def data_digest(self) -> str:
-        """Which records that is: a run goes on with the same alone."""
+        """Which records that is, for the checkpoints; the same in all processes."""
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of each row of a batch, `(rows,)`."""
@@ -88,7 +88,8 @@ def run_stage(
     """Trains from the newest checkpoint of `recipe.output`, or from the start, to `recipe.steps`, and exports.
 
     Raises:
-        InputError: a batch cannot be shared out equally between the processes, or the run began with other records.
+        InputError: a batch cannot be shared out equally between the processes, they have different data, or a cache was
+            built again and lacks other videos.
         DataError: the checkpoint is of another network, or of a version with other names.
         TrainingInterrupted: on Ctrl-C or SIGTERM, in any process, after a checkpoint.
         NonFiniteLossError: if a loss or its gradient is NaN or infinite; names the samples, and nothing is saved.
@@ -100,6 +101,8 @@ class _Run:
     def __init__(self, stage: Stage, recipe: Recipe, accelerator: Accelerator) -> None:
         self._stage, self._recipe, self._accelerator = stage, recipe, accelerator
         self._output = Path(recipe.output)
+        if len(set(gather_object([stage.data_digest]))) > 1:
+            raise InputError("data.source", recipe.data.source, "hold the same records on all machines")
         self._shares = Shares(stage.batches, accelerator.num_processes, accelerator.process_index, recipe)
         optimizer = make_optimizer(self._trained().values(), recipe.optimizer)
         self._losses, prepared = accelerator.prepare(_Losses(stage), optimizer)
@@ -111,6 +114,7 @@ class _Run:
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self._quarantine = Quarantine(self._output / "quarantine.jsonl") if accelerator.is_main_process else None
         self._bad: dict[str, str] = {}
+        self._unread = len(stage.batches.quarantined)  # of a cache: they are no part of the order of samples
 
     def train(self, progress: Progress | None) -> None:
         recipe, output, main = self._recipe, self._output, self._accelerator.is_main_process
@@ -201,7 +205,8 @@ class _Run:
         self._scaler.unscale_(optimizer)
         norm: Tensor = accelerator.clip_grad_norm_(self._parameters, recipe.optimizer.max_grad_norm)
         length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if not math.isfinite(length) and not self._scaler.is_enabled():  # which leaves the step out, and scales less
+        # A scaler leaves the step out, and scales less; below 1 that is not what is wrong.
+        if not math.isfinite(length) and not (self._scaler.is_enabled() and self._scaler.get_scale() >= 1):
             self._refuse("gradient", step, length, [name for part in share.parts for name in part.names])
         self._scaler.step(optimizer)
         self._scaler.update()
@@ -240,7 +245,7 @@ class _Run:
                 self._quarantine.add(bad)
             if len(self._quarantine):
                 logger.info("%d files could not be read: %s", len(self._quarantine), self._quarantine.path)
-            kept = {**state, "scaler": scaler, "data": self._stage.data_digest}
+            kept = {**state, "scaler": scaler, "data": self._stage.data_digest, "unread": self._unread}
             save_checkpoint(place, step, groups, kept, recipe.keep_checkpoints, recipe.keep_every)
             plot_losses(self._output / "log.jsonl", self._output / "loss.png")
         self._accelerator.wait_for_everyone()
@@ -251,9 +256,11 @@ class _Run:
         if checkpoint is None:
             return 0, {}
         groups, state, step = checkpoint
-        if state.get("data", self._stage.data_digest) != self._stage.data_digest:
-            expected = "hold the records and captions that the run began with, or output be a new folder"
-            raise InputError("data.source", self._recipe.data.source, expected)
+        if state.get("unread", self._unread) != self._unread:
+            expected = (
+                f"lack the {state['unread']} videos that it could not read when the run began, and not {self._unread}"
+            )
+            raise InputError("data.cache", self._recipe.data.cache, expected)
         try:
             load_tensors(self._trained(), groups["network"])
             load_tensors(dict(zip(self._trained(), self._ema.shadow_params, strict=True)), groups["ema"])
