@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from latent_shift.training.report import read_log
 
 from .conftest import MakeRecipe, MakeTree
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-def train(recipe: Any, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
-    """`latent-shift train`, in so many processes."""
+
+def write_script(recipe: Any) -> Path:
+    """A program that runs the recipe."""
     place = Path(recipe.output).parent / f"{Path(recipe.output).name}.json"
     place.write_text(json.dumps(recipe.model_dump(mode="json")))
     code = (
@@ -31,10 +34,14 @@ def train(recipe: Any, processes: int, *settings: str) -> subprocess.CompletedPr
     )
     script = place.with_suffix(".py")
     script.write_text(code)
+    return script
+
+
+def train(recipe: Any, processes: int) -> subprocess.CompletedProcess[str]:
+    """`latent-shift train`, in so many processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    command = [sys.executable, *(launch if processes > 1 else []), str(write_script(recipe))]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
 
 
 def weights(output: str | Path) -> dict[str, torch.Tensor]:
@@ -59,6 +66,38 @@ def pair(make_tree: MakeTree, road: Path, tmp_path_factory: pytest.TempPathFacto
         assert result.returncode == 0, result.stderr
         made[processes] = root / str(processes)
     return made
+
+
+def test_two_machines_with_one_disk_are_two_processes(
+    pair: dict[int, Path], make_tree: MakeTree, road: Path, tmp_path: Path
+) -> None:
+    """Both want the same new cache, and each asks for its own process."""
+    from latent_shift.core.config import parse_config
+    from latent_shift.training import Recipe
+
+    model = {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}}
+    tree = make_tree("video", tmp_path / "run", model=model, steps=6, log_every=1, image_batch_size=4)
+    tree["data"]["cache"] = str(tmp_path / "cache")
+    script = write_script(parse_config(Recipe, tree))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(rank), str(script)],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    ours, expected = weights(tmp_path / "run"), weights(pair[2])
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_two_processes_learn_what_one_does(pair: dict[int, Path]) -> None:
