@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from latent_shift.core.config import Config
 from latent_shift.core.errors import DataError, InputError
@@ -80,16 +80,17 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "preview.noise_correlation": ("video", {}, 0.9),
 }
 REFUSED = "test_run.py::test_what_cannot_be_trained_is_one_line_and_leaves_nothing"
+BEGINNINGS = "test_options.py::test_what_a_run_begins_with_changes_it"
 ELSEWHERE = {
     "stage": "test_road.py::test_a_run_leaves_log_curve_checkpoint_recipe_and_done",
     "output": "test_run.py::test_the_folder_of_another_recipe_is_refused",
-    "data.source": REFUSED,
+    "data.source": BEGINNINGS,
     "data.cache": "test_denoising.py::test_without_a_cache_clips_are_decoded_and_encoded_as_they_come",
     "data.short": "test_options.py::test_short_videos_are_bad_or_taken_whole",
     "data.max_bad_share": "test_options.py::test_a_share_of_bad_videos_is_borne",
-    "model.autoencoder": REFUSED,
-    "model.text_encoder": REFUSED,
-    "model.init": REFUSED,
+    "model.autoencoder": BEGINNINGS,
+    "model.text_encoder": BEGINNINGS,
+    "model.init": BEGINNINGS,
     "distillation.steps": "test_distillation.py::test_a_student_learns_and_is_fast",
     # What makes a run faster or smaller and must not change what it learns:
     "micro_batch_size": "test_trainer.py::test_micro_batches_change_rounding_alone",
@@ -149,6 +150,34 @@ def test_the_tests_elsewhere_exist(test: str) -> None:
     file, _, name = test.partition("::")
     tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("data.source", "video"),
+        ("model.autoencoder", "image"),
+        ("model.text_encoder", "image"),
+        ("model.init", "video"),
+    ],
+)
+def test_what_a_run_begins_with_changes_it(make_recipe: MakeRecipe, tmp_path: Path, key: str, stage: str) -> None:
+    table, _, name = key.partition(".")
+    one = make_recipe(stage, "one", steps=2)
+    changed = tmp_path / "changed"
+    shutil.copytree(getattr(getattr(one, table), name), changed)
+    for file in changed.rglob("*.safetensors"):
+        save_file({part: 1.1 * tensor for part, tensor in load_file(file).items()}, file)
+    if key == "data.source":
+        rows = [json.loads(line) for line in (changed / "metadata.jsonl").read_text().splitlines()]
+        rows = [{**row, "caption": "a triangle", "captions": ["a triangle"]} for row in rows]
+        (changed / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = make_recipe(stage, "other", steps=2, **{table: {name: str(changed)}})
+    losses = []
+    for recipe in (one, other):
+        train(recipe)
+        losses.append([row["loss"] for row in read_log(Path(recipe.output) / "log.jsonl")])
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("key", CHANGES)
