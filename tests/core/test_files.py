@@ -86,6 +86,24 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
         raise AssertionError("must not be entered")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="of other systems, rights are others")
+def test_files_are_shared_as_those_that_the_process_makes(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "model") as temporary:
+            (temporary / "unet").mkdir(parents=True)
+            weights, script = temporary / "unet/weights", temporary / "script"
+            weights.touch(0o600)
+            script.touch(0o700)
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("model/unet/weights", "model/script", "file")}
+    assert modes == {"model/unet/weights": 0o640, "model/script": 0o740, "file": 0o640}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)

@@ -38,6 +38,7 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
     try:
         temporary, old = holder / path.name, holder / "old"
         yield temporary
+        _share_as_usual(holder, temporary, *temporary.rglob("*"))
         try:
             if durable:
                 _sync(temporary, *temporary.rglob("*"))
@@ -52,6 +53,17 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
             raise InputError("output", str(path), f"be a place that can be written ({error.strerror})") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _share_as_usual(folder: Path, *paths: Path) -> None:
+    """Files may be read as any that this process makes: libraries (safetensors) make theirs for their owner alone."""
+    made = folder / "made"
+    with contextlib.suppress(OSError):  # of a disk without such rights
+        made.touch()
+        usual = made.stat().st_mode
+        for path in paths:
+            if path.is_file() and not path.is_symlink() and path.stat().st_mode != path.stat().st_mode | usual:
+                path.chmod(path.stat().st_mode | usual)
 
 
 def _sync(*paths: Path) -> None:
