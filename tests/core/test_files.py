@@ -86,7 +86,6 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
         raise AssertionError("must not be entered")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="of other systems, rights are others")
 def test_files_are_shared_as_those_that_the_process_makes(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

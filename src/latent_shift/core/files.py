@@ -62,7 +62,7 @@ def _share_as_usual(folder: Path, *paths: Path) -> None:
         made.touch()
         usual = made.stat().st_mode
         for path in paths:
-            if path.is_file() and not path.is_symlink() and path.stat().st_mode != path.stat().st_mode | usual:
+            if path.is_file() and not path.is_symlink():
                 path.chmod(path.stat().st_mode | usual)
 
 

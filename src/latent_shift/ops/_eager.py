@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def shift_channels(
-    x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool, distance: int = 1
-) -> Tensor:
+def shift_channels(x: Tensor, channel_axis: int, frame_axis: int, fold: int, circular: bool, distance: int) -> Tensor:
     """The shift of Eq. 3 along `frame_axis`, out of place, differentiable any number of times."""
     return _apply(x, channel_axis, frame_axis, x.shape[channel_axis] // fold, circular, distance)
 

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _FREE = frozenset(
     ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing", "output", "log_every")
     + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
-    + ("data.source", "data.cache", "data.max_bad_share")
+    + ("data.source", "data.max_bad_share")
 )
 """Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes,
 where the data are (checkpoints know which they were) and how much of them may be lost."""
@@ -162,15 +162,13 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
         before = Recipe.model_validate(before).model_dump(mode="json")
     ours, theirs = dict(_flat(resolved)), dict(_flat(before))
+    for tree in (ours, theirs):  # a cache may be anywhere, but its clips are not those that are decoded as they come
+        tree["data.cache"] = "a folder" if tree.get("data.cache") else ""
     free = _FREE if "data" in state else _FREE - {"data.source"}  # which older checkpoints do not know
     for key in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get(key), theirs.get(key)
-        # A cache may be anywhere, but clips from a cache are not those that are decoded as they come.
-        differs = one != other if key not in free else key == "data.cache" and bool(one) != bool(other)
-        if differs and key.partition(".")[0] not in free:
-            raise InputError(
-                "output", recipe.output, f"be a new folder: it holds a run with {key} = {other!r}, not {one!r}"
-            )
+        if key not in free and key.partition(".")[0] not in free and ours.get(key) != theirs.get(key):
+            expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
+            raise InputError("output", recipe.output, expected)
     if "data" in state:
         records = open_records(recipe.data.source, recipe.stage)
         if data_digest(list(records), recipe.data.balance_by) != state["data"]:
