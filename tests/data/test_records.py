@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import json
+import os
+import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.data import CaptionedVideoFolder
-from latent_shift.data.records import write_records
+from latent_shift.data.records import ArchiveMember, CaptionedVideo, PackedRecords, write_records
 from latent_shift.media import write_video
 
 
@@ -29,6 +33,39 @@ def test_reads_records_and_videos(folder: Path) -> None:
     assert data[0].path == folder / "a.webp"
     assert data.read(0).frames.shape == (3, 8, 8, 3)
     assert data.manifest == {}
+
+
+def test_records_are_packed_and_come_out_as_they_went_in() -> None:
+    odd = Path(os.fsdecode(b"films/\xff.mp4"))  # no UTF-8
+    facts: list[dict[str, Any]] = [{}, {"n": 3, "tags": ["a", None]}, {"date": datetime.date(2026, 11, 27), "b": b"x"}]
+    member = ArchiveMember("https://host/00.tar", 512, 9)
+    records = [
+        CaptionedVideo(Path("a.mp4"), "ein Schiff fährt", ("ein Schiff fährt", "船"), facts[0], 0),
+        CaptionedVideo(odd, "b", ("b",), facts[1], 1),
+        CaptionedVideo(Path("/films/c.mp4"), "c", ("c",), facts[2], 2, member),
+    ]
+    packed = PackedRecords()
+    for record in records:
+        packed.append(record)
+    assert list(packed) == records
+    assert [packed[-1], *packed[:2]] == [records[2], *records[:2]]
+    assert pickle.loads(pickle.dumps(packed))[2] == records[2]  # as workers that are spawned get them
+    with pytest.raises(IndexError):
+        packed[3]
+
+
+def test_a_million_records_take_no_more_than_their_text() -> None:
+    packed = PackedRecords()
+    tracemalloc.start()
+    try:
+        for index in range(2000):
+            place = Path(f"page_{index % 50}/{1_000_000_000 + index}.mp4")
+            caption = f"{index} people walk over a bridge in the rain, seen from far above"
+            packed.append(CaptionedVideo(place, caption, (caption,), {"videoid": str(index)}, index))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used / len(packed) < 250  # as objects they are 1,000
 
 
 def test_reads_the_manifest(folder: Path) -> None:

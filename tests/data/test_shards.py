@@ -28,10 +28,10 @@ from starlette.routing import Route
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.data import ClipConfig, ClipLoader, open_source, remote
+from latent_shift.data._collect import CollectedSource
 from latent_shift.data.identity import file_keys
 from latent_shift.data.records import ArchiveMember, record_bytes
 from latent_shift.data.shards import write_shards
-from latent_shift.data.sources import Selection
 
 CONFIG = ClipConfig(num_frames=4, duration_s=1.0, size=32)
 
@@ -183,7 +183,9 @@ def test_metadata_of_any_kind_are_packed_once(films: Path, tmp_path: Path) -> No
     """Parquet has dates, and numbers that are none."""
     source = open_source(str(films))
     facts = {"date": datetime.date(2026, 11, 27), "score": float("nan")}
-    odd = Selection(source, [dataclasses.replace(record, metadata=facts) for record in source])
+    odd = CollectedSource("files", films)
+    for record in source:
+        odd.add(record.path, record.captions, facts)
     write_shards(odd, tmp_path / "shards")
     before = (tmp_path / "shards/00000.tar").stat().st_mtime_ns
     write_shards(odd, tmp_path / "shards")

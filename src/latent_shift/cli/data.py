@@ -90,7 +90,7 @@ def cache(
         "max_bad_share": max_bad_share,
     }
     config = parse_config(DataConfig, settings)
-    records = list(open_records(source, stage))
+    records = open_records(source, stage)
     pipeline = load_pipeline(model, device, "fp32")
     with progress_bars() as show:
         made = open_clip_cache(pipeline, records, config, seed, show)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .records import ArchiveMember, CaptionedVideo, Dropped, RecordSequence
+import numpy as np
+import numpy.typing as npt
+
+from .records import ArchiveMember, CaptionedVideo, Dropped, PackedRecords, RecordSequence
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
@@ -41,14 +44,14 @@ class Source(Protocol):
         """The records, in order."""
 
 
-class CollectedSource(RecordSequence):
+class CollectedSource(PackedRecords):
     """A `Source` that its reader fills, record by record."""
 
     def __init__(self, kind: str, path: Path) -> None:
         """Args: kind: which reader it is. path: what was opened."""
+        super().__init__()
         self.kind, self.path = kind, path
         self.dropped: list[Dropped] = []
-        self._records: list[CaptionedVideo] = []
         self._listings: dict[str, frozenset[str]] = {}
 
     def add(
@@ -65,12 +68,15 @@ class CollectedSource(RecordSequence):
         elif member is None and not self._exists(file):
             self.drop(file, "the file is missing")
         else:
-            record = CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self._records), member)
-            self._records.append(record)
+            self.append(CaptionedVideo(file, texts[0], texts, dict(metadata or {}), len(self), member))
 
     def drop(self, file: Path | str, reason: str) -> None:
         """Notes a file that gives no record."""
         self.dropped.append(Dropped(str(file), reason))
+
+    def finish(self) -> None:
+        """Forgets what only `add` needs."""
+        self._listings.clear()
 
     def _exists(self, file: Path) -> bool:
         """One listing a folder instead of one question a file: sources have millions of files."""
@@ -86,10 +92,17 @@ class CollectedSource(RecordSequence):
 class Selection(RecordSequence):
     """Some records of a source, as a `Source`."""
 
-    def __init__(self, source: Source, records: Sequence[CaptionedVideo]) -> None:
-        """Args: source: where they are from. records: which."""
+    def __init__(self, source: Source, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+        """Args: source: where they are from. indices: their places there."""
         self.kind, self.path, self.dropped = source.kind, source.path, source.dropped
-        self._records = records
+        self._source, self._indices = source, np.fromiter(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._indices)
+
+    def _record(self, index: int) -> CaptionedVideo:
+        return self._source[int(self._indices[index])]
 
 
 STILL_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))

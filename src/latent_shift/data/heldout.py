@@ -25,7 +25,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -176,10 +176,19 @@ def stage_records(records: Iterable[CaptionedVideo], stage: Stage | str) -> list
     Raises:
         InputError: there is no such stage.
     """
+    return list(filter(stage_filter(stage), records))
+
+
+def stage_filter(stage: Stage | str) -> Callable[[CaptionedVideo], bool]:
+    """Whether a training stage may see a record: the rule of `stage_records`.
+
+    Raises:
+        InputError: there is no such stage.
+    """
     if stage not in get_args(Stage):
         raise InputError("stage", stage, f"be one of {', '.join(get_args(Stage))}")
     heldout = load_heldout()
-    return [record for record in records if _may_be_seen(record.metadata, stage, heldout)]
+    return lambda record: _may_be_seen(record.metadata, stage, heldout)
 
 
 def _may_be_seen(metadata: Mapping[str, Any], stage: str, heldout: HeldOut) -> bool:

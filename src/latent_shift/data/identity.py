@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .records import CaptionedVideo
@@ -22,8 +23,8 @@ def file_keys(records: Sequence[CaptionedVideo]) -> list[tuple[str, int, str]]:
     The samples are the file's head, middle and tail. Of a member of a remote archive they are the archive's, so that a
     cache costs one look at each archive and not one at each member. A folder that was moved keeps its keys.
     """
-    names = _relative_paths(records)
-    return [(name, *content) for name, content in zip(names, content_keys(records), strict=True)]
+    name = _namer(records)
+    return [(name(record), *content) for record, content in zip(records, content_keys(records), strict=True)]
 
 
 def content_keys(records: Sequence[CaptionedVideo]) -> list[tuple[int, str]]:
@@ -32,26 +33,30 @@ def content_keys(records: Sequence[CaptionedVideo]) -> list[tuple[int, str]]:
     return [_content(record, archive) for record in records]
 
 
+def file_key(file: Path) -> str:
+    """The size of a file and a hash of samples of its bytes: its head, middle and tail."""
+    return "{}:{}".format(*_content(CaptionedVideo(file, "", ("",)), _archive_key))
+
+
 def records_digest(records: Sequence[CaptionedVideo], facts: Callable[[CaptionedVideo], Sequence[Any]]) -> str:
     """SHA-256 of which files there are, in which order, of their captions and of what `facts` says of each.
 
     No file is opened. A folder that was moved keeps it, since paths count from what all of them have in common.
     """
-    digest = hashlib.sha256()
-    for name, record in zip(_relative_paths(records), records, strict=True):
-        digest.update(json.dumps([name, *facts(record), *record.captions]).encode())
+    digest, name = hashlib.sha256(), _namer(records)
+    for record in records:
+        digest.update(json.dumps([name(record), *facts(record), *record.captions]).encode())
     return digest.hexdigest()
 
 
-def _relative_paths(records: Sequence[CaptionedVideo]) -> Iterator[str]:
-    """Each record's path below the folder that all of them have in common; whole paths where there is none."""
+def _namer(records: Sequence[CaptionedVideo]) -> Callable[[CaptionedVideo], str]:
+    """What gives a record's path below the folder that all of them have in common; whole paths where there is none."""
     folders = {os.path.dirname(os.path.abspath(record.path)) for record in records}
     try:
         root = os.path.commonpath(folders) if folders else ""
     except ValueError:  # of two drives
         root = ""
-    for record in records:
-        yield os.path.abspath(record.path)[len(root) :].lstrip(os.sep)
+    return lambda record: os.path.abspath(record.path)[len(root) :].lstrip(os.sep)
 
 
 def _content(record: CaptionedVideo, archive: Callable[[str], str]) -> tuple[int, str]:

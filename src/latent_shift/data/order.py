@@ -27,15 +27,18 @@ class SampleOrder:
         if not groups:
             raise InputError("records", 0, "be at least one")
         self._seed = seed
-        members: dict[Hashable, list[int]] = {}
-        for index, group in enumerate(groups):
-            members.setdefault(group, []).append(index)
-        self._members = [np.array(indices) for indices in members.values()]
+        codes = np.arange(len(groups))
+        if not isinstance(groups, range):  # of which each is another one
+            first: dict[Hashable, int] = {}
+            codes = np.fromiter((first.setdefault(group, len(first)) for group in groups), np.int64, len(groups))
+        self._members = np.argsort(codes, kind="stable")
+        """Record indices, group by group."""
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(codes))])
         self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         """Positions in an epoch: the number of groups."""
-        return len(self._members)
+        return len(self._starts) - 1
 
     def record(self, position: int) -> int:
         """The record index at `position` of the stream, from 0."""
@@ -44,7 +47,7 @@ class SampleOrder:
             rng = np.random.default_rng(derive_seed(self._seed, "epoch", epoch))
             self._permutation = (epoch, rng.permutation(len(self)))
         group = int(self._permutation[1][offset])
-        members = self._members[group]
+        members = self._members[self._starts[group] : self._starts[group + 1]]
         if len(members) == 1:
             return int(members[0])
         turn, place = divmod(epoch, len(members))

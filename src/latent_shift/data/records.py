@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, overload
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, read_json_object
@@ -117,25 +119,75 @@ class Dropped:
     reason: str
 
 
-class RecordSequence:
-    """What all sources have in common: records in a fixed order."""
+class RecordSequence(Sequence[CaptionedVideo]):
+    """What all sources have in common: records in a fixed order, each made when it is asked for."""
 
-    _records: Sequence[CaptionedVideo]
+    @overload
+    def __getitem__(self, index: int) -> CaptionedVideo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[CaptionedVideo]: ...
+    def __getitem__(self, index: int | slice) -> CaptionedVideo | list[CaptionedVideo]:
+        """The record at `index`, or those of a slice.
 
-    def __len__(self) -> int:
-        """The number of records."""
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> CaptionedVideo:
-        """The record at `index`."""
-        return self._records[index]
+        Raises:
+            IndexError: there is none.
+        """
+        chosen = range(len(self))[index]
+        return self._record(chosen) if isinstance(chosen, int) else [self._record(each) for each in chosen]
 
     def __iter__(self) -> Iterator[CaptionedVideo]:
         """The records, in order."""
-        return iter(self._records)
+        return map(self._record, range(len(self)))
+
+    def _record(self, index: int) -> CaptionedVideo:
+        raise NotImplementedError
 
 
-class CaptionedVideoFolder(RecordSequence):
+class PackedRecords(RecordSequence):
+    """Records as text in one piece of memory: of millions of small objects each process of a run would have its own."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._text = bytearray()
+        self._ends = array("Q", [0])
+        self._folders: dict[str, int] = {}
+        self._folder_paths: list[Path] = []
+        self._unpacked: dict[int, dict[str, Any]] = {}  # metadata that JSON does not know: dates of Parquet, say
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._ends) - 1
+
+    def append(self, record: CaptionedVideo) -> None:
+        """Adds a record, whose `index` is its place here."""
+        folder, name = os.path.split(record.path)
+        if folder not in self._folders:
+            self._folders[folder] = len(self._folders)
+            self._folder_paths.append(Path(folder))
+        member = record.member and [record.member.archive, record.member.offset, record.member.size]
+        row = [self._folders[folder], name, record.captions, member]
+        try:
+            text = _to_json([*row, record.metadata])
+        except TypeError:
+            self._unpacked[len(self)] = record.metadata
+            text = _to_json([*row, None])
+        self._text += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+
+    def _record(self, index: int) -> CaptionedVideo:
+        text = self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
+        folder, name, captions, member, metadata = json.loads(text)
+        return CaptionedVideo(
+            self._folder_paths[folder] / name,
+            captions[0],
+            tuple(captions),
+            self._unpacked[index] if metadata is None else metadata,
+            index,
+            member and ArchiveMember(*member),
+        )
+
+
+class CaptionedVideoFolder(PackedRecords):
     """A folder in the format of this module, read and checked at once; videos are decoded by `read`.
 
     Attributes:
@@ -158,6 +210,7 @@ class CaptionedVideoFolder(RecordSequence):
             InputError: there is no such folder, it is empty or it has no `metadata.jsonl`.
             DataError: a line of it is wrong, or it lists a file that is not there. Names the line or the file.
         """
+        super().__init__()
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(argument, str(path), "be a folder that exists")
@@ -168,8 +221,8 @@ class CaptionedVideoFolder(RecordSequence):
         manifest = self.path / MANIFEST_FILE
         self.manifest = read_json_object(manifest) if manifest.exists() else {}
         self.dropped: list[Dropped] = []
-        self._records = _read_records(source, self.dropped if drop_missing else None)
-        if not self._records and not self.dropped:
+        self._read_records(source, drop_missing)
+        if not len(self) and not self.dropped:
             raise InputError(argument, str(path), f"hold at least one video ({METADATA_FILE} lists none)")
 
     def read(self, index: int) -> Video:
@@ -178,8 +231,25 @@ class CaptionedVideoFolder(RecordSequence):
         Raises:
             DataError: the file is truncated or no video, or has another number of frames than its record says.
         """
-        record = self._records[index]
+        record = self[index]
         return read_video(record.path, expect_frames=record.metadata.get("num_frames"))
+
+    def _read_records(self, path: Path, drop_missing: bool) -> None:
+        try:
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if not line.strip():
+                        continue
+                    where = f"{path}, line {number}"
+                    record = _parse_line(line, where, path.parent, len(self))
+                    if record.path.exists():
+                        self.append(record)
+                    elif drop_missing:
+                        self.dropped.append(Dropped(str(record.path.relative_to(path.parent)), "the file is missing"))
+                    else:
+                        raise DataError(f"{where}: the file {record.path.relative_to(path.parent)} is missing")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -194,24 +264,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _read_records(path: Path, dropped: list[Dropped] | None) -> list[CaptionedVideo]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
-    records: list[CaptionedVideo] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        record = _parse_line(line, where, path.parent, len(records))
-        if record.path.exists():
-            records.append(record)
-        elif dropped is None:
-            raise DataError(f"{where}: the file {record.path.relative_to(path.parent)} is missing")
-        else:
-            dropped.append(Dropped(str(record.path.relative_to(path.parent)), "the file is missing"))
-    return records
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVideo:

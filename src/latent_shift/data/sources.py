@@ -28,7 +28,7 @@ from typing import Any
 from latent_shift.core.errors import InputError
 
 from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf101_sentences
-from ._collect import STILL_SUFFIXES, Selection, Source, files_below, is_media
+from ._collect import STILL_SUFFIXES, CollectedSource, Selection, Source, files_below, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
 from .remote import is_remote, without_query
@@ -92,7 +92,10 @@ def _open(spec: str, argument: str) -> Source:
             known = ", ".join(KINDS[kind].options) or "none"
             raise InputError(argument, spec, f"have no option but those of {kind!r} ({known})")
     found = KINDS[kind]
-    return found.read(place if found.takes_urls else Path(place), options, argument)
+    source = found.read(place if found.takes_urls else Path(place), options, argument)
+    if isinstance(source, CollectedSource):
+        source.finish()
+    return source
 
 
 def _parse(spec: str, argument: str) -> tuple[str | None, str, dict[str, str]]:

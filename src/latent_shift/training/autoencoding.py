@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo
+from latent_shift.data.sources import Selection
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
@@ -113,13 +113,12 @@ class AutoencoderStage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
-        records = list(open_records(recipe.data.source, recipe.stage))
+        records = open_records(recipe.data.source, recipe.stage)
         check_balance(records, recipe.data.balance_by)
         self.data_digest = data_digest(records, recipe.data.balance_by)
         groups = balance_groups(records, recipe.data.balance_by)
         kept_out = _unseen(groups)
-        seen = list(itertools.compress(records, [not out for out in kept_out]))
-        unseen = list(itertools.compress(records, kept_out))
+        seen, unseen = (Selection(records, np.flatnonzero(np.equal(kept_out, out))) for out in (False, True))
         if not seen:
             raise InputError("data.source", recipe.data.source, "have at least two different labels or records")
         self._recipe, self._accelerator = recipe, accelerator

@@ -133,17 +133,17 @@ class LiveSamples:
 
     def __init__(self, recipe: Recipe, source: Selection) -> None:
         """Args: recipe: the run's. source: the records that it may see."""
-        stills = [record for record in source if is_still(record)]
-        clips = [record for record in source if not is_still(record)]
+        still = np.fromiter(map(is_still, source), dtype=bool)
+        stills, clips = (Selection(source, np.flatnonzero(still == kind)) for kind in (True, False))
         options = recipe.data.model_dump(include=set(ClipConfig.model_fields))
         one_frame = ClipConfig(**{**options, "num_frames": 1})
         wanted = one_frame if recipe.stage == "image" else ClipConfig(**options)
         self._loaders: dict[str, ClipLoader] = {
             name: loader(
-                Selection(source, records),
+                records,
                 config,
                 seed=derive_seed(recipe.seed, name),
-                groups=balance_groups(records, recipe.data.balance_by),
+                groups=balance_groups(records, recipe.data.balance_by) if recipe.data.balance_by else None,
             )
             for name, records, config, loader in (
                 ("stills", stills, one_frame, ClipLoader),

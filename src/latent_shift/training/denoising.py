@@ -62,12 +62,11 @@ class DenoisingStage:
         self._cut_captions = FirstAlone("further captions that are cut are not told of")
         source = open_records(recipe.data.source, recipe.stage)
         check_balance(source, recipe.data.balance_by)
-        records = list(source)
-        self.data_digest = data_digest(records, recipe.data.balance_by)
+        self.data_digest = data_digest(source, recipe.data.balance_by)
         samples: Samples
         if recipe.data.cache:
-            cache = open_clip_cache(pipeline, records, recipe.data, recipe.seed)
-            samples = CachedSamples(recipe, records, cache, encode_captions(pipeline, [""])[0])
+            cache = open_clip_cache(pipeline, source, recipe.data, recipe.seed)
+            samples = CachedSamples(recipe, source, cache, encode_captions(pipeline, [""])[0])
         else:
             samples = LiveSamples(recipe, source)
         side = recipe.data.size // pipeline.vae_scale_factor

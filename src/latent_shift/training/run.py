@@ -171,7 +171,7 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
             raise InputError("output", recipe.output, expected)
     if "data" in state:
         records = open_records(recipe.data.source, recipe.stage)
-        if data_digest(list(records), recipe.data.balance_by) != state["data"]:
+        if data_digest(records, recipe.data.balance_by) != state["data"]:
             expected = "hold the records and captions that the run began with, or output be a new folder"
             raise InputError("data.source", recipe.data.source, expected)
 

@@ -10,7 +10,7 @@ from typing import Any
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.clips import cut_clip
-from latent_shift.data.heldout import stage_records, verify_heldout
+from latent_shift.data.heldout import stage_filter, verify_heldout
 from latent_shift.data.identity import records_digest
 from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder, open_record
 from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
@@ -40,10 +40,11 @@ def open_records(spec: str, stage: str) -> Selection:
     if isinstance(source, CaptionedVideoFolder):
         verify_heldout(source.manifest, source.path)
     _log_dropped(source)
-    records = stage_records(source, stage)
-    if not records:
+    may_see = stage_filter(stage)
+    selection = Selection(source, (index for index, record in enumerate(source) if may_see(record)))
+    if not selection:
         raise InputError("data.source", spec, f"have records for the {stage} stage")
-    return Selection(source, records)
+    return selection
 
 
 def _log_dropped(source: Source) -> None:
