@@ -125,6 +125,25 @@ def test_protocols_get_their_options(run: Run, monkeypatch: pytest.MonkeyPatch, 
     }
 
 
+def test_a_protocol_takes_a_model_or_clips(run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "ucf101", lambda *_: protocols.Protocol("ucf101", [], [], (), {}))
+    one = "--model must be given, or --clips, one of the two, got"
+    assert refused("evaluate", "ucf101", "data") == f"{one} None"
+    assert refused("evaluate", "ucf101", "data", "--model", "m", "--clips", "c") == f"{one} 'm'"
+    alone = "--clips must be given without --part, --scheduler, --steps, --guidance and --batch-size, got 'c'"
+    assert refused("evaluate", "ucf101", "data", "--clips", "c", "--steps", "7") == alone
+    seen: list[Any] = []
+
+    def score(*arguments: Any) -> protocols.Evaluated:
+        seen.append(arguments)
+        return protocols.Evaluated(Path("c"), {}, 3, 8, [])
+
+    monkeypatch.setattr(evaluation, "score_protocol", score)
+    result = run("evaluate", "ucf101", "data", "--clips", "c", "--metric", "flicker")
+    assert result.out.splitlines()[0] == "c: 3 of 8 clips"
+    assert (seen[0][1], seen[0][2]) == (Path("c"), ("flicker",))
+
+
 def test_a_part_that_is_none_is_refused(refused: Refused) -> None:
     message = refused("evaluate", "ucf101", "data", "--model", "m", "--part", "2")
     assert message == "--part must be NUMBER/OF, as 2/8, got '2'"

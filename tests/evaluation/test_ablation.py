@@ -94,8 +94,12 @@ def test_variants_are_trained_once_and_compared_with_the_first(
     with pytest.raises(InputError, match="recipe.output must be a new folder, or that of runs of 1 steps: paper has 2"):
         ablate(recipe.model_copy(update={"steps": 1}), *places)
     origin = tmp_path / "runs/origin.json"
+    known = json.loads(origin.read_text())
     origin.write_text(json.dumps({"init": "another"}))
     with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another init"):
+        ablate(recipe, *places)
+    origin.write_text(json.dumps({**known, "autoencoder": "its own"}))
+    with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another autoencoder"):
         ablate(recipe, *places)
 
 

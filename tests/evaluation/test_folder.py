@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,14 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.evaluation import FolderOptions, evaluate_folder
-from latent_shift.evaluation.folder import DEFAULT_METRICS, list_clips, read_ahead, read_captions, read_window
+from latent_shift.evaluation.folder import (
+    DEFAULT_METRICS,
+    default_metrics,
+    list_clips,
+    read_ahead,
+    read_captions,
+    read_window,
+)
 from latent_shift.media import read_video, write_video
 from latent_shift.metrics import METRICS, ScoreOptions, flicker, frame_difference, kernel_distance, load_extractor
 from latent_shift.metrics.stream import extract_features
@@ -130,6 +138,36 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pyt
         evaluate_folder(tmp_path, None, options(metrics=("flicker",)), device="cpu")
 
 
+def test_what_a_killed_write_left_is_no_clip(tmp_path: Path) -> None:
+    write_clips(tmp_path, 2)
+    write_clips(tmp_path / ".clip02.webp.x1", 1)
+    assert [path.name for path in list_clips(tmp_path, "generated")] == ["clip00.webp", "clip01.webp"]
+
+
+def test_a_damaged_file_has_no_caption_and_is_no_error(tmp_path: Path) -> None:
+    write_clips(tmp_path, 2)
+    (tmp_path / "broken.webp").write_bytes(b"no video")
+    found = read_captions(tmp_path, list_clips(tmp_path, "generated"))
+    assert {path.name: caption for path, caption in found.items()} == {
+        "clip00.webp": "number 0",
+        "clip01.webp": "number 1",
+    }
+
+
+def test_the_protocol_names_the_real_clips_and_all_sizes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    def protocol(real: Path) -> dict[str, Any]:
+        (result,) = evaluate_folder(folders[0], real, options(metrics=("lite0-clips-kd",)), device="cpu")
+        return result.protocol
+
+    first = protocol(folders[1])
+    assert first["sizes"] == {"generated": {"16x16": 3}, "real": {"16x16": 4}}
+    assert protocol(folders[1]) == first
+    larger, others = write_clips(tmp_path / "larger", 4, size=32), write_clips(tmp_path / "others", 4)
+    shutil.copy(folders[1] / "clip00.webp", others / "clip03.webp")
+    assert protocol(larger)["sizes"]["real"] == {"32x32": 4}
+    assert protocol(others)["real_files"] != first["real_files"]
+
+
 def test_clips_of_any_size_together(tmp_path: Path) -> None:
     write_clips(tmp_path / "a", 2)
     write_clips(tmp_path / "b", 2, size=32)
@@ -194,7 +232,7 @@ def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
         ({"metrics": ("fdi",)}, True, "metric must be one of fid"),
         ({"metrics": ("lite0-clips-kd",)}, False, "real must be given for the metric lite0-clips-kd"),
         ({"metrics": ("fvd",)}, True, "weights must hold i3d_torchscript.pt: fetch https://"),
-        ({"metrics": ("lite0-frames-fd",)}, True, "generated must have at least 1280 rows .* use KID for less, got 3"),
+        ({"metrics": ("lite0-frames-fd",)}, True, "generated must have at least 1280 for .* use KID for less, got 3"),
         ({"metrics": ("flicker",), "frames": 1}, False, "frames must be at least 2 for the features motion"),
     ],
 )
@@ -220,6 +258,14 @@ def test_folders_without_clips_are_refused(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):
         options(**changes)
+
+
+def test_images_are_scored_by_what_needs_no_motion() -> None:
+    assert default_metrics(1, has_real=True) == ("lite0-frames-kd",)
+    assert default_metrics(16, has_real=True) == DEFAULT_METRICS
+    assert default_metrics(16, has_real=False) == DEFAULT_METRICS[2:]
+    with pytest.raises(InputError, match="real must be given for lite0-frames-kd"):
+        default_metrics(1, has_real=False)
 
 
 def test_the_defaults_need_no_download() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from latent_shift.core.errors import InputError
 from latent_shift.data import ucf101_sentences
-from latent_shift.evaluation import ProtocolOptions, evaluate_protocol, msrvtt, samples, ucf101
+from latent_shift.evaluation import ProtocolOptions, evaluate_protocol, msrvtt, samples, score_protocol, ucf101
 from latent_shift.evaluation.protocols import Protocol
 from latent_shift.media import read_video, write_video
 
@@ -142,6 +143,50 @@ def test_ucf101_is_scored_against_the_train_split(ucf101_data: Path, road: Path,
     assert other.folder != done.folder
     # What is measured is the same, however the clips were made.
     assert [one.protocol_hash for one in other.results] == [one.protocol_hash for one in done.results]
+
+
+def test_other_sentences_are_other_clips(msrvtt_data: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(msrvtt_data, changed)
+    table = changed / "test_videodatainfo.json"
+    table.write_text(table.read_text().replace("a thing video2 y", "another thing"))
+    before, after = (msrvtt(str(folder)).requests for folder in (msrvtt_data, changed))
+    assert [one.seed for one in before] == [one.seed for one in after]
+    moved = [(one.prompt, other.prompt) for one, other in zip(before, after, strict=True) if one != other]
+    assert moved == [("a thing video2 y", "another thing")]
+    assert {one.file_name for one in before}.isdisjoint(one.file_name for one in after if one.prompt == "another thing")
+
+
+def test_anybodys_clips_are_scored_as_those_of_a_model(
+    ucf101_data: Path, road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = ucf101(str(ucf101_data), samples=5)
+    ours = evaluate(protocol, road, tmp_path)
+    monkeypatch.setattr("latent_shift.evaluation.protocols.load_pipeline", None)
+    theirs = score_protocol(protocol, shutil.copytree(ours.folder, tmp_path / "theirs"), FREE, device="cpu")
+    assert (theirs.made, theirs.settings) == (5, {})
+    for one, other in zip(ours.results, theirs.results, strict=True):
+        assert (one.metric, one.value, one.real_value) == (other.metric, other.value, other.real_value)
+        asked = one.protocol.pop("requests_sha256")  # what theirs were asked for nobody knows
+        assert asked
+        assert one.protocol == other.protocol
+    write_video(tmp_path / "stills/0.png", np.zeros((1, 8, 8, 3), np.uint8), 8.0)
+    with pytest.raises(InputError, match=r"clips must hold videos; .*0.png is a still image"):
+        score_protocol(protocol, tmp_path / "stills", FREE)
+
+
+def test_clips_of_another_arithmetic_are_not_made_again_unasked(msrvtt_data: Path, road: Path, tmp_path: Path) -> None:
+    protocol, options = msrvtt(str(msrvtt_data), "one"), ProtocolOptions(**OPTIONS, part=(1, 2))
+    model = str(road / "video/model")
+    elsewhere = evaluate_protocol(protocol, model, tmp_path, options, device="cpu", dtype="bf16")
+    settings = elsewhere.folder / "settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "dtype": "float16"}))
+    shutil.move(elsewhere.folder, tmp_path / "clips-of-a-gpu")
+    with pytest.raises(
+        InputError, match="dtype must be 'float16', in which .*clips-of-a-gpu was made, or '.*', got 'auto'"
+    ):
+        evaluate_protocol(protocol, model, tmp_path, options, device="cpu")
+    assert evaluate_protocol(protocol, model, tmp_path, options, device="cpu", dtype="fp32").made == 2
 
 
 def test_what_is_missing_is_said_before_a_clip_is_made(

@@ -287,6 +287,8 @@ def test_models_that_are_something_else_are_refused(place: Path, road: Path, tmp
     ("part", "fact", "value", "message"),
     [
         ("", "default_guidance_scale", 2.0, r"default_guidance_scale \(4.0, not 2.0\)"),
+        ("", "mask_padding", False, r"mask_padding \(True, not False\)"),
+        ("", "fps", 12, r"fps \(8.0, not 12\)"),
         ("", "default_noise_correlation", 0.1, r"first step's noise_correlation \(0.5, not 0.1\)"),
         ("unet", "default_boundary", "circular", r"unet's default_boundary \(zero, not circular\)"),
         ("unet", "noise_correlation", 0.2, r"first step's noise_correlation \(0.5, not 0.2\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -292,6 +294,32 @@ def test_damaged_weights_are_refused(tmp_path: Path, clip_weights: Path) -> None
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(DataError, match="no CLIP model"):
         load_extractor("clip", tmp_path)
+
+
+def test_half_a_clip_model_is_refused_and_not_filled_at_random(tmp_path: Path, clip_weights: Path) -> None:
+    shutil.copytree(clip_weights / FOLDER, tmp_path / FOLDER)
+    file = tmp_path / FOLDER / "model.safetensors"
+    texts = {key: value for key, value in load_file(file).items() if not key.startswith("vision")}
+    save_file(texts, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"model.safetensors is no whole CLIP model: it lacks \d+ weights, as vision"):
+        load_extractor("clip", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "an array"])
+def test_damaged_c3d_is_refused(c3d_weights: Path, damage: str) -> None:
+    with (c3d_weights / "mean2.npz").open("wb") as file:
+        if damage == "an array":
+            np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match=r"mean2.npz is no .npz file that can be read"):
+        load_extractor("c3d", c3d_weights)
+
+
+def test_c3d_is_named_by_both_of_its_files(c3d_weights: Path) -> None:
+    before = load_extractor("c3d", c3d_weights).info
+    np.savez(c3d_weights / "mean2.npz", mean=np.zeros((3, 16, 128, 171), np.float32))
+    after = load_extractor("c3d", c3d_weights).info
+    assert before.sha256 != after.sha256
+    assert before.weights == "conv3d_deepnetA_ucf.npz, mean2.npz"
 
 
 def test_unknown_features_are_refused() -> None:

@@ -84,7 +84,7 @@ def test_order_does_not_matter() -> None:
 def test_fewer_rows_than_numbers_are_refused_and_kid_is_named() -> None:
     enough, few = moments(rows(12, 12)), moments(rows(11, 12))
     assert moments_distance(enough, enough) == pytest.approx(0, abs=1e-4)
-    with pytest.raises(InputError, match="real must have at least 12 rows .* use KID for less, got 11"):
+    with pytest.raises(InputError, match="real must have at least 12 for .* use KID for less, got 11"):
         moments_distance(few, enough)
     with pytest.raises(InputError, match="generated must"):
         moments_distance(enough, few)

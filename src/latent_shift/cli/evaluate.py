@@ -114,15 +114,14 @@ def folder(
       latent-shift evaluate folder clips --real UCF-101 --metric fvd --metric is --fps 25 --size 128 --json
     """
     from latent_shift.evaluation import FolderOptions, evaluate_folder
-    from latent_shift.evaluation.folder import DEFAULT_METRICS
-    from latent_shift.metrics import METRICS, ScoreOptions
+    from latent_shift.evaluation.folder import default_metrics
+    from latent_shift.metrics import ScoreOptions
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
 
-    usable = tuple(name for name in DEFAULT_METRICS if real is not None or not METRICS[name].needs_real)
     options = FolderOptions(
-        metrics=tuple(metrics) if metrics else usable,
+        metrics=tuple(metrics) if metrics else default_metrics(frames, has_real=real is not None),
         frames=frames,
         fps=fps,
         size=size,
@@ -141,7 +140,10 @@ def folder(
         typer.echo("\n".join(map(str, results)))
 
 
-Model = Annotated[str, typer.Option(help="A model by name or a folder.", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="A model by name or a folder.", show_default=False)]
+Clips = Annotated[
+    Path | None, typer.Option(help="Score this folder of clips, whoever made them, instead of a model's.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the clips are kept.")]
 Part = Annotated[
     str | None, typer.Option(help="Make only a share of the clips, as 2/8, and score nothing; for several machines.")
@@ -164,7 +166,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON, 
 @evaluate.command()
 def msrvtt(
     data: Annotated[str, typer.Argument(help="MSR-VTT's JSON, or its folder.")],
-    model: Model,
+    model: Model = None,
+    clips: Clips = None,
     captions: Annotated[str, typer.Option(help="all, as the paper, or one of each video.")] = "all",
     output: Output = Path("runs/evaluation"),
     part: Part = None,
@@ -190,13 +193,14 @@ def msrvtt(
 
     options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
     protocol = protocols.msrvtt(data, cast("Any", captions), seed)
-    _evaluate(protocol, model, output, options, weights, device, dtype, as_json)
+    _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)
 
 
 @evaluate.command()
 def ucf101(
     data: Annotated[str, typer.Argument(help="The folder of UCF-101.")],
-    model: Model,
+    model: Model = None,
+    clips: Clips = None,
     samples: Annotated[int, typer.Option(help="Clips to make.")] = 10_000,
     output: Output = Path("runs/evaluation"),
     part: Part = None,
@@ -216,18 +220,19 @@ def ucf101(
     Examples:
       latent-shift evaluate ucf101 data/UCF-101 --model runs/paper-ucf101/model --scheduler ddpm
 
-      latent-shift evaluate ucf101 data/UCF-101 --model my-model --samples 2048 --metric fvd --json
+      latent-shift evaluate ucf101 data/UCF-101 --clips rival/clips --metric fvd --json
     """
     from latent_shift.evaluation import ProtocolOptions, protocols
 
     options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
     protocol = protocols.ucf101(data, samples, seed)
-    _evaluate(protocol, model, output, options, weights, device, dtype, as_json)
+    _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)
 
 
 def _evaluate(
     protocol: Protocol,
-    model: str,
+    model: str | None,
+    clips: Path | None,
     output: Path,
     options: ProtocolOptions,
     weights: Path,
@@ -235,14 +240,22 @@ def _evaluate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    from latent_shift.evaluation import evaluate_protocol
+    from latent_shift.evaluation import ProtocolOptions, evaluate_protocol, score_protocol
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
 
     quiet_libraries()
     with progress_bars() as show:
-        done = evaluate_protocol(protocol, model, output, options, weights, device, dtype, show)
+        if model is not None and clips is None:
+            done = evaluate_protocol(protocol, model, output, options, weights, device, dtype, show)
+        elif clips is not None and model is None:
+            if options != ProtocolOptions(metrics=options.metrics):
+                expected = "be given without --part, --scheduler, --steps, --guidance and --batch-size"
+                raise InputError("--clips", str(clips), expected)
+            done = score_protocol(protocol, clips, options.metrics, weights, device, show)
+        else:
+            raise InputError("--model", model, "be given, or --clips, one of the two")
     if as_json:
         scores = [result.to_json() for result in done.results]
         facts = {"folder": str(done.folder), "made": done.made, "wanted": done.wanted}
@@ -250,7 +263,7 @@ def _evaluate(
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     made_with = ", ".join(f"{name}={value}" for name, value in done.settings.items())
-    typer.echo(f"{done.folder}: {done.made} of {done.wanted} clips ({made_with})")
+    typer.echo(f"{done.folder}: {done.made} of {done.wanted} clips" + (f" ({made_with})" if made_with else ""))
     typer.echo("\n".join(map(str, done.results)) or "scores: the same command without --part")
 
 

@@ -3,7 +3,7 @@
 from .ablation import ablate
 from .emoji import EvaluationOptions, evaluate_emoji
 from .folder import FolderOptions, evaluate_folder
-from .protocols import ProtocolOptions, evaluate_protocol, msrvtt, ucf101
+from .protocols import ProtocolOptions, evaluate_protocol, msrvtt, score_protocol, ucf101
 from .reproduction import reproduce
 from .systems import ReproduceOptions
 
@@ -18,5 +18,6 @@ __all__ = [
     "evaluate_protocol",
     "msrvtt",
     "reproduce",
+    "score_protocol",
     "ucf101",
 ]

@@ -133,12 +133,13 @@ def ablate(
 
 def _check_origin(recipe: Recipe) -> None:
     """Raises `InputError` where the folder has runs that began from other weights; writes down which these are."""
+    begun = any((Path(recipe.output) / name).exists() for name in VARIANTS)
     place, model = Path(recipe.output) / "origin.json", recipe.model
     found = {"init": hash_folder(model_folder(model.init))}
     if model.autoencoder:
         found["autoencoder"] = hash_folder(Path(model.autoencoder))
-    if place.is_file() and (kept := read_json_object(place)) != found:
-        changed = min(key for key in found if kept.get(key) != found[key])
+    if begun and place.is_file() and (kept := read_json_object(place)) != found:
+        changed = min(key for key in kept.keys() | found.keys() if kept.get(key) != found.get(key))
         raise InputError("recipe.output", recipe.output, f"be a new folder: its runs began from another {changed}")
     write_json(place, found)
 

@@ -7,8 +7,9 @@ a clip, a window at a random moment is taken, which depends on the seed and on t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.core.shapes import check_at_least
+from latent_shift.data.identity import file_key
 from latent_shift.data.sources import is_media, open_source
 from latent_shift.media import Frames, open_video, read_video
 from latent_shift.metrics.clip_model import ClipViTB32
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = ("lite0-frames-kd", "lite0-clips-kd", "frame-difference", "flicker", "loop-seam")
 """What needs no download."""
+_OF_IMAGES = DEFAULT_METRICS[:1]
 
 _MAX_BAD_SHARE = 0.1
 _SHOWN_REASONS = 3
@@ -84,6 +87,23 @@ class FolderOptions:
             raise InputError("fps", self.fps, "be from 0.01 to 1000 frames a second")
         if self.image_frames > self.frames:
             raise InputError("image_frames", self.image_frames, f"be at most frames, {self.frames}")
+
+
+def default_metrics(frames: int, *, has_real: bool) -> tuple[str, ...]:
+    """Those of `DEFAULT_METRICS` that can be computed.
+
+    Args:
+        frames: of a clip.
+        has_real: whether there are real clips to compare with.
+
+    Raises:
+        InputError: none can.
+    """
+    suited = DEFAULT_METRICS if frames > 1 else _OF_IMAGES
+    names = tuple(name for name in suited if has_real or not METRICS[name].needs_real)
+    if not names:
+        raise InputError("real", None, f"be given for {', '.join(suited)}, the only score of images by default")
+    return names
 
 
 def evaluate_folder(
@@ -162,10 +182,9 @@ class ClipScorer:
         """
         for metric in self._options.metrics:
             info = self._networks[_pass_of(metric)].extractor.info
-            rows = self._options.image_frames if info.unit == "frame" else 1
             for name, count in counts.items():
                 if METRICS[metric].statistic == "frechet":
-                    check_enough(name, count * rows, info.dimension)
+                    check_enough(name, count, info.dimension)
 
     def score(
         self,
@@ -196,15 +215,18 @@ class ClipScorer:
         if "clipsim" in options.metrics and captions is None:
             captions = read_captions(generated.place, files["generated"])
         features: dict[str, dict[str, FeatureRows]] = {}
-        used: dict[str, list[Path]] = {}
-        for name, paths in files.items():
-            reader = _ClipReader(name, sets[name].place, paths, options, progress)
+        readers = {name: _ClipReader(name, sets[name].place, paths, options, progress) for name, paths in files.items()}
+        for name, reader in readers.items():
             features[name] = extract_together(networks, reader, options.batch_size)
-            used[name] = reader.used
+        used = {name: reader.used for name, reader in readers.items()}
+        facts = _clip_facts(options, files, readers)
         texts = None
         if captions is not None and "clipsim" in options.metrics:
             clip = networks["clipsim"].extractor
             assert isinstance(clip, ClipViTB32)
+            unknown = [path for path in used["generated"] if path not in captions]
+            if unknown:
+                raise DataError(f"{unknown[0]} is damaged: its caption cannot be read, though its first frames can")
             texts = clip.texts([captions[path] for path in used["generated"]]).numpy()
 
         results = []
@@ -220,7 +242,7 @@ class ClipScorer:
                 texts if metric == "clipsim" else None,
                 options.score,
             )
-            results.append(dataclasses.replace(result, protocol=_clip_facts(options, files, used) | result.protocol))
+            results.append(dataclasses.replace(result, protocol=facts | result.protocol))
         return results
 
 
@@ -235,14 +257,24 @@ def list_clips(folder: str | Path, argument: str) -> list[Path]:
         raise InputError(argument, str(folder), "be a folder that exists")
     as_folders = {path.parent for path in root.rglob("video.json")}
     files = (path for path in root.rglob("*") if is_media(path) and path.is_file() and path.parent not in as_folders)
-    found = sorted([*as_folders, *files], key=lambda path: path.relative_to(root).as_posix())
+    found = sorted(
+        (path for path in (*as_folders, *files) if not _is_hidden(path.relative_to(root))),
+        key=lambda path: path.relative_to(root).as_posix(),
+    )
     if not found:
         raise InputError(argument, str(folder), "hold videos or images")
     return found
 
 
+def _is_hidden(path: Path) -> bool:
+    """Below a folder whose name starts with a dot: also what a write that was killed has left."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
     """The sentence of each file: as `data` reads captioned folders, or else the prompt that the file itself holds.
+
+    A damaged file has none, and is no error here: whoever scores it leaves it out.
 
     Raises:
         InputError: a file has neither. Names it.
@@ -253,7 +285,10 @@ def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
         captions = {}
     found: dict[Path, str] = {}
     for path in files:
-        caption = captions.get(path.resolve()) or read_video(path).metadata.get("prompt")
+        try:
+            caption = captions.get(path.resolve()) or read_video(path).metadata.get("prompt")
+        except DataError:
+            continue
         if not caption:
             expected = (
                 f"have a caption for each clip (metadata.jsonl, a .txt beside it, or a prompt in it); {path} has none"
@@ -320,6 +355,7 @@ class _ClipReader:
         self._name, self._place, self._paths, self._options = name, place, paths, options
         self._progress = progress
         self.used: list[Path] = []
+        self.sizes: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Frames]:
         bad: list[str] = []
@@ -338,6 +374,7 @@ class _ClipReader:
                 self._check(bad)
                 continue
             self.used.append(path)
+            self.sizes["{2}x{1}".format(*clip.shape)] += 1
             yield clip
         if self._progress:
             self._progress(f"{self._name} clips", len(self._paths), len(self._paths))
@@ -377,10 +414,21 @@ def _limited(paths: list[Path], options: FolderOptions) -> list[Path]:
     return [paths[index] for index in chosen]
 
 
-def _clip_facts(options: FolderOptions, files: dict[str, list[Path]], used: dict[str, list[Path]]) -> dict[str, object]:
-    return {
+def _clip_facts(
+    options: FolderOptions, files: Mapping[str, Sequence[Path]], readers: Mapping[str, _ClipReader]
+) -> dict[str, object]:
+    facts: dict[str, object] = {
         "frames": options.frames,
         "fps": options.fps or "of each file",
-        "size": options.size or "of each file",
-        "left_out": sum(len(files[name]) - len(used[name]) for name in files),
+        "sizes": {name: dict(sorted(reader.sizes.items())) for name, reader in readers.items()},
+        "left_out": sum(len(files[name]) - len(reader.used) for name, reader in readers.items()),
     }
+    if "real" in readers:
+        facts["real_files"] = _hash_files(readers["real"].used)
+    return facts
+
+
+def _hash_files(paths: Sequence[Path]) -> str:
+    """Names a set of files, wherever they are, by their names and samples of their bytes."""
+    text = "\n".join(f"{path.name} {file_key(min(path.iterdir()) if path.is_dir() else path)}" for path in paths)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]

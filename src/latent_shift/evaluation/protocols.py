@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,22 @@ from typing import Any, Literal
 import numpy as np
 
 from latent_shift.core.errors import InputError
+from latent_shift.core.files import read_json_object
 from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.sources import Source, open_source, ucf101_sentences
+from latent_shift.media import open_video
 from latent_shift.metrics.result import MetricResult
 from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
 from latent_shift.pipelines.loading import model_folder
 
-from .folder import ClipFiles, ClipScorer, FolderOptions
+from .folder import ClipFiles, ClipScorer, FolderOptions, list_clips
 from .samples import Progress, SampleRequest, SampleStore, hash_folder, sample_settings
 
 MSRVTT_METRICS = ("fid", "fid-clip", "clipsim")
 UCF101_METRICS = ("is", "fvd")
 _IMAGE_FRAMES = 4
+_PAPER_FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -190,14 +194,8 @@ def evaluate_protocol(
     config = pipeline.config
     scorer = None
     if options.part is None:
-        scoring = FolderOptions(
-            metrics=options.metrics or protocol.metrics,
-            frames=config.default_frames,
-            fps=config.fps,
-            size=config.default_size,
-            image_frames=min(_IMAGE_FRAMES, config.default_frames),
-        )
-        scorer = ClipScorer(scoring, weights, device, has_real=True)
+        shape = config.default_frames, config.fps, config.default_size
+        scorer = _make_scorer(protocol, options.metrics, *shape, weights, device)
         scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
     pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
     settings = sample_settings(
@@ -211,6 +209,8 @@ def evaluate_protocol(
     )
     settings |= {"asked": protocol.name}
     store = SampleStore(Path(output), pipeline, settings, options.batch_size)
+    if dtype == "auto":
+        _refuse_other_dtype(store)
     number, parts = options.part or (1, 1)
     store.make_missing(protocol.requests[number - 1 :: parts], f"clips: {protocol.name}", report)
     paths = [store.path(request) for request in protocol.requests]
@@ -218,12 +218,89 @@ def evaluate_protocol(
     results: list[MetricResult] = []
     if scorer is not None:
         captions = {path: request.prompt for path, request in zip(paths, protocol.requests, strict=True)}
-        scores = scorer.score(
-            ClipFiles(str(store.folder), paths), ClipFiles(f"real {protocol.name}", protocol.real), captions, progress
-        )
-        facts = {"asked": protocol.name, **protocol.facts, "requests_sha256": _hash_requests(protocol.requests)}
-        results = [dataclasses.replace(score, protocol=facts | score.protocol) for score in scores]
+        clips = ClipFiles(str(store.folder), paths)
+        facts = {"requests_sha256": _hash_requests(protocol.requests)}
+        results = _score(scorer, protocol, clips, captions, facts, progress)
     return Evaluated(store.folder, store.settings, made, len(paths), results)
+
+
+def score_protocol(
+    protocol: Protocol,
+    clips: str | Path,
+    metrics: tuple[str, ...] | None = None,
+    weights: str | Path = "models/metrics",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Scores anybody's clips as a protocol scores those of a model.
+
+    Size, rate and number of frames are those of the first clip, in the order of names; of longer clips 16 frames are
+    taken, as the paper has. What the clips were asked for is their makers' word.
+
+    Args:
+        protocol: see `msrvtt` and `ucf101`.
+        clips: a folder of files, as `evaluate_folder` takes it; for `clipsim` with captions.
+        metrics: instead of the protocol's.
+        weights: folder of the metrics' weight files.
+        device: of the metrics' networks; "auto", or a torch device.
+        progress: told how far each part is.
+
+    Raises:
+        InputError: the folder, a metric or a weight file is wrong or missing, or there are too few clips.
+        DataError: more than a tenth of the clips cannot be used.
+    """
+    paths = list_clips(clips, "clips")
+    with open_video(paths[0]) as video:
+        info = video.info()
+    if not info.duration_s:
+        raise InputError("clips", str(clips), f"hold videos; {paths[0]} is a still image")
+    frames = min(_PAPER_FRAMES, round(info.duration_s * info.fps))
+    scorer = _make_scorer(protocol, metrics, frames, info.fps, min(info.width, info.height), weights, device)
+    results = _score(scorer, protocol, ClipFiles(str(clips), paths), None, {}, progress)
+    return Evaluated(Path(clips), {}, len(paths), len(protocol.requests), results)
+
+
+def _make_scorer(
+    protocol: Protocol,
+    metrics: tuple[str, ...] | None,
+    frames: int,
+    fps: float,
+    size: int,
+    weights: str | Path,
+    device: str,
+) -> ClipScorer:
+    options = FolderOptions(
+        metrics=metrics or protocol.metrics,
+        frames=frames,
+        fps=fps,
+        size=size,
+        image_frames=min(_IMAGE_FRAMES, frames),
+    )
+    return ClipScorer(options, weights, device, has_real=True)
+
+
+def _score(
+    scorer: ClipScorer,
+    protocol: Protocol,
+    clips: ClipFiles,
+    captions: dict[Path, str] | None,
+    facts: dict[str, Any],
+    progress: Progress | None,
+) -> list[MetricResult]:
+    scores = scorer.score(clips, ClipFiles(f"real {protocol.name}", protocol.real), captions, progress)
+    facts = {"asked": protocol.name, **protocol.facts, **facts}
+    return [dataclasses.replace(score, protocol=facts | score.protocol) for score in scores]
+
+
+def _refuse_other_dtype(store: SampleStore) -> None:
+    """Raises `InputError` where another machine made clips of this run in another arithmetic, and this one has none."""
+    if store.folder.exists():
+        return
+    for file in sorted(store.folder.parent.glob("clips-*/settings.json")):
+        other = read_json_object(file)
+        if {**other, "dtype": None} == {**store.settings, "dtype": None}:
+            expected = f"be {other['dtype']!r}, in which {file.parent} was made, or {store.settings['dtype']!r}"
+            raise InputError("dtype", "auto", expected)
 
 
 def _open(data: str, kind: str, split: str) -> Source:
@@ -236,8 +313,10 @@ def _open(data: str, kind: str, split: str) -> Source:
 
 
 def _request(protocol: str, file_name: str, prompt: str, seed: int) -> SampleRequest:
-    """The name of a clip says its seed: runs of several seeds share a folder."""
-    return SampleRequest(f"seed-{seed}/{file_name}", prompt, derive_seed(seed, protocol, file_name))
+    """A clip is named by its seed and its sentence: runs of several seeds share a folder, runs of others do not."""
+    sentence = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    stem, suffix = os.path.splitext(file_name)
+    return SampleRequest(f"seed-{seed}/{stem}-{sentence}{suffix}", prompt, derive_seed(seed, protocol, file_name))
 
 
 def _apportion(classes: Counter[str], samples: int) -> dict[str, int]:

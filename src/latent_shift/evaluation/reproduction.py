@@ -165,6 +165,8 @@ def _check_models(pipelines: Mapping[str, LatentShiftPipeline], models: Mapping[
     for part in ("vae", "text_encoder"):
         if not _are_equal(getattr(model, part), getattr(twin, part)):
             raise InputError("twin", models["latent_vdm"], f"have the model's {part}, weight for weight")
+    if model.tokenizer.get_vocab() != twin.tokenizer.get_vocab():
+        raise InputError("twin", models["latent_vdm"], "have the model's tokenizer, word for word")
     base = pipelines.get("base")
     if base is None:
         return
@@ -177,8 +179,8 @@ def _check_models(pipelines: Mapping[str, LatentShiftPipeline], models: Mapping[
 
 def _facts(model: LatentShiftPipeline, twin: LatentShiftPipeline) -> dict[str, tuple[Any, Any]]:
     """What both have a value of, the network's and the solver's settings among it."""
-    own = ("default_frames", "default_size", "default_guidance_scale")
-    facts = {key: (model.config[key], twin.config[key]) for key in own}
+    own = model.config.keys() - model.components.keys() - {"default_noise_correlation"}
+    facts = {key: (model.config[key], twin.config.get(key)) for key in sorted(own) if not key.startswith("_")}
     facts["first step's noise_correlation"] = (model.noise_correlation, twin.noise_correlation)
     for part in ("unet", "scheduler"):
         ours, theirs = (getattr(pipeline, part).config for pipeline in (model, twin))

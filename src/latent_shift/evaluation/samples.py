@@ -128,7 +128,6 @@ def sample_settings(
         "guidance_scale": guidance if guidance_scale is None else guidance_scale,
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
         "version": _VERSION,
     }
 

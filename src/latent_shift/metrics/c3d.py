@@ -59,8 +59,7 @@ class C3DProbabilities:
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         """Args: weights: the folder of the two files. device: where it runs."""
-        path, sha256 = C3D.find(weights)
-        mean_path, _ = C3D_MEAN.find(weights)
+        (path, sha256), (mean_path, mean_sha256) = C3D.find(weights), C3D_MEAN.find(weights)
         self._device = device
         with torch.device("meta"):
             self._network = C3DNetwork()
@@ -77,7 +76,17 @@ class C3DProbabilities:
             raise DataError(f"{mean_path} holds a mean of the shape {mean.shape}, expected (3, {FRAMES}, 128, 171)")
         self._mean = torch.from_numpy(mean.reshape(3, FRAMES, 128, 171)[:, :, _CROP, _CROP].copy()).to(device)
         resize = f"bilinear, corners aligned, {SIZE} x {SIZE}"
-        self.info = FeatureInfo("c3d", "clip", CLASSES, resize, path.name, C3D.revision, sha256, FRAMES, FRAMES)
+        self.info = FeatureInfo(
+            "c3d",
+            "clip",
+            CLASSES,
+            resize,
+            f"{path.name}, {mean_path.name}",
+            C3D.revision,
+            f"{sha256}, {mean_sha256}",
+            FRAMES,
+            FRAMES,
+        )
 
     @torch.no_grad()
     def __call__(self, clips: UInt8[Tensor, "clips frames height width 3"]) -> Float32[Tensor, "clips 1 101"]:
@@ -97,7 +106,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no .npz file that can be read") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -52,12 +51,19 @@ class ClipViTB32:
             )
             raise InputError("weights", str(weights), expected)
         try:
-            model: Any = CLIPModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=files[0].suffix == ".safetensors", weights_only=True
+            model, found = CLIPModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=files[0].suffix == ".safetensors",
+                weights_only=True,
+                output_loading_info=True,
             )
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} is no CLIP model that can be read ({type(error).__name__})") from error
+        if found["missing_keys"]:  # transformers would draw them at random
+            missing = f"{len(found['missing_keys'])} weights, as {min(found['missing_keys'])}"
+            raise DataError(f"{files[0]} is no whole CLIP model: it lacks {missing}")
         self._model, self._device = model.float().eval().requires_grad_(False).to(device), device
         self._size: int = model.config.vision_config.image_size
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))

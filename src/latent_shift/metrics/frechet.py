@@ -60,11 +60,9 @@ def moments_distance(real: Moments, generated: Moments) -> float:
 
 
 def check_enough(name: str, count: int, dimension: int) -> None:
-    """Raises `InputError` where a Frechet distance has fewer rows than the features' dimension, and names KID."""
+    """Raises `InputError` where a Frechet distance has fewer samples than the features' dimension, and names KID."""
     if count < dimension:
-        expected = (
-            f"have at least {dimension} rows of features for a Frechet distance, their dimension; use KID for less"
-        )
+        expected = f"have at least {dimension} for a Frechet distance, the dimension of the features; use KID for less"
         raise InputError(name, count, expected)
 
 

@@ -36,7 +36,7 @@ from .frechet import check_enough, moments_distance
 from .kernel import ClipKernelDistance
 from .moments import Moments
 from .result import MetricResult
-from .scores import clip_similarity, inception_score
+from .scores import clip_similarities, inception_score
 from .stream import FeatureRows
 
 _KERNEL_ROWS = 5000
@@ -171,7 +171,7 @@ class _Scored(NamedTuple):
 def _frechet(real: FeatureRows, generated: FeatureRows) -> _Scored:
     sets = {"real": real, "generated": generated}
     for name, rows in sets.items():
-        check_enough(name, rows.shape[0] * rows.shape[1], rows.shape[2])
+        check_enough(name, len(rows), rows.shape[2])
 
     def resample(rng: np.random.Generator) -> float:
         return moments_distance(*(_moments(rows[_draw(rng, len(rows))]) for rows in sets.values()))
@@ -209,11 +209,10 @@ def _kernel(real: FeatureRows, generated: FeatureRows, seed: int) -> _Scored:
 
 
 def _similarity(generated: FeatureRows, texts: npt.NDArray[np.float32]) -> _Scored:
-    def resample(rng: np.random.Generator) -> float:
-        drawn = _draw(rng, len(generated))
-        return clip_similarity(generated[drawn], texts[drawn])
-
-    return _Scored(clip_similarity(generated, texts), resample, {})
+    similarities = clip_similarities(generated, texts)
+    return _Scored(
+        float(similarities.mean()), lambda rng: float(similarities[_draw(rng, len(similarities))].mean()), {}
+    )
 
 
 def _alone(metric: str, generated: FeatureRows, real: FeatureRows | None, options: ScoreOptions) -> _Scored:

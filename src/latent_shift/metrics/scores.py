@@ -58,16 +58,24 @@ def clip_similarity(image_features: npt.ArrayLike, text_features: npt.ArrayLike)
     Raises:
         InputError: shapes do not fit, there are no rows, or one has no length.
     """
-    images, texts = np.asarray(image_features, dtype=np.float64), np.asarray(text_features, dtype=np.float64)
+    return float(clip_similarities(image_features, text_features).mean())
+
+
+def clip_similarities(image_features: npt.ArrayLike, text_features: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """`clip_similarity` of each clip, `(clips,)`."""
+    images, texts = np.asarray(image_features), np.asarray(text_features, dtype=np.float64)
     if images.ndim != 3 or 0 in images.shape:
         raise InputError("image_features", images.shape, "have the shape (clips, frames, n)")
     if texts.shape != (images.shape[0], images.shape[2]):
         raise InputError("text_features", texts.shape, f"have the shape {(images.shape[0], images.shape[2])}")
-    lengths = np.linalg.norm(images, axis=-1), np.linalg.norm(texts, axis=-1)
-    if not all((length > 0).all() and np.isfinite(length).all() for length in lengths):
-        raise InputError("features", "a row without direction", "be finite and not zero")
-    cosines = np.einsum("cfn,cn->cf", images, texts) / (lengths[0] * lengths[1][:, None])
-    return float(cosines.mean())
+    similarities = np.empty(len(images))
+    for index, (frames, text) in enumerate(zip(images, texts, strict=True)):  # of all in float64 there may be gigabytes
+        rows = frames.astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(text)
+        if not ((lengths > 0).all() and np.isfinite(lengths).all()):
+            raise InputError("features", "a row without direction", "be finite and not zero")
+        similarities[index] = (rows @ text / lengths).mean()
+    return similarities
 
 
 def _exp_information(rows: npt.NDArray[np.float64]) -> float:
