@@ -8,8 +8,11 @@ import torch
 
 import latent_shift
 from latent_shift.ops import _native
+from latent_shift.pipelines import load_preset
 
 from .conftest import Run
+
+needs_compiler = pytest.mark.skipif(bool(_native.obstacle()), reason="the C++ cannot be used")
 
 
 def test_what_is_installed(run: Run) -> None:
@@ -20,7 +23,33 @@ def test_what_is_installed(run: Run) -> None:
     assert facts["machine"]["device"] == "cpu"
     assert facts["machine"]["dtype"] in ("bfloat16", "float32")
     obstacle = _native.obstacle()
+    if not obstacle and facts["machine"]["dtype"] == "float32":
+        obstacle = "networks in float32 are not in channels_last"
     assert facts["machine"]["backend"] == (f"eager ({obstacle})" if obstacle else "native (one pass over the features)")
+
+
+@needs_compiler
+@pytest.mark.parametrize("asked", [None, "native"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_who_is_said_to_compute_does(run: Run, monkeypatch: pytest.MonkeyPatch, asked: str | None, dtype: str) -> None:
+    monkeypatch.delenv("LATENT_SHIFT_BACKEND", raising=False)
+    if asked:
+        monkeypatch.setenv("LATENT_SHIFT_BACKEND", asked)
+    resolved = torch.float32 if dtype == "fp32" else torch.bfloat16
+    monkeypatch.setattr("latent_shift.pipelines.loading.resolve_dtype", lambda *_: resolved)
+    said = json.loads(run("info", "--json", "--device", "cpu").out)["machine"]["backend"].split()[0]
+    calls: list[str] = []
+    forward = _native.forward
+    monkeypatch.setattr(
+        _native, "forward", lambda *arguments, **named: calls.append("") or forward(*arguments, **named)
+    )
+    pipeline = load_preset("tiny", "cpu", "auto")
+    sample = torch.zeros(1, 4, 2, 16, 16, dtype=resolved)
+    text = torch.zeros(1, 3, pipeline.unet.config.cross_attention_dim, dtype=resolved)
+    with torch.no_grad():
+        pipeline.unet(sample, 1, text)
+    assert said == ("native" if calls else "eager")
+    assert bool(calls) == (dtype == "bf16" or asked == "native")
 
 
 def test_who_computes_and_who_cannot(run: Run, as_users_run: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -739,3 +739,8 @@ def test_compiles_in_one_graph() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "equal\n"
+
+
+def test_what_forward_does_not_have_is_refused() -> None:
+    with pytest.raises(InputError, match="enable_freeu must not be called: the video U-Nets have no FreeU"):
+        LatentShiftUNet(**TINY).enable_freeu(0.9, 0.2, 1.2, 1.4)

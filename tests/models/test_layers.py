@@ -225,6 +225,10 @@ def test_a_network_is_laid_out_as_it_is_fastest(backend, channels, dtype, last, 
     network.config = SimpleNamespace(block_out_channels=(channels, 128), norm_num_groups=8)
     lay_out_for_cpu(network, dtype)
     assert network.weight.is_contiguous(memory_format=CHANNELS_LAST) == last
+    if backend == "native":  # asked for, it gets its layout
+        monkeypatch.setenv("LATENT_SHIFT_BACKEND", "native")
+        lay_out_for_cpu(network, dtype)
+        assert network.weight.is_contiguous(memory_format=CHANNELS_LAST)
 
 
 @pytest.mark.parametrize("bias", [True, False])

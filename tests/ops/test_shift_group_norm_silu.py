@@ -130,6 +130,7 @@ def test_who_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_is_chosen_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("latent_shift.ops.shift_group_norm_silu")
     monkeypatch.delenv("LATENT_SHIFT_BACKEND", raising=False)
+    monkeypatch.setattr(module, "_gpu_obstacle", lambda: "")
     for installed, expected in ((True, "triton"), (False, "eager")):
         monkeypatch.setattr(module, "_triton_is_installed", lambda installed=installed: installed)
         for dtype in DTYPES:
@@ -141,6 +142,46 @@ def test_triton_is_chosen_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
         assert choose_backend(device, backend="triton").backend == "triton"
     monkeypatch.setattr(module, "_triton_is_installed", lambda: False)
     assert choose_backend("cuda").reason == "Triton is not installed"
+
+
+def test_a_gpu_that_triton_cannot_use_is_left_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("latent_shift.ops.shift_group_norm_silu")
+    monkeypatch.delenv("LATENT_SHIFT_BACKEND", raising=False)
+    monkeypatch.setattr(module, "_triton_is_installed", lambda: True)
+    monkeypatch.setattr(module, "_gpu_obstacle", lambda: "Triton failed: Failed to find C compiler")
+    assert choose_backend("cuda") == ("eager", "Triton failed: Failed to find C compiler")
+    with pytest.raises(InputError, match=r"backend must be eager or auto here \(Triton failed: Failed to find C"):
+        choose_backend("cuda", backend="triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_why_there_is_no_gpu_for_triton() -> None:
+    pytest.importorskip("triton")
+    assert importlib.import_module("latent_shift.ops._triton").obstacle().startswith("Triton failed: ")
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_compiler)])
+def test_what_would_be_read_beyond_its_end_is_refused(backend: Backend) -> None:
+    x, eight = torch.randn(4, 8, 4, 4).to(memory_format=torch.channels_last), torch.ones(8)
+    call = functools.partial(shift_group_norm_silu, x, num_groups=2, num_frames=2, backend=backend)
+    rows = torch.ones(4, 8)
+    cases: dict[str, Callable[[], Tensor]] = {
+        r"weight must have the shape \(8,\), got \(4,\)": lambda: call(eight[:4], eight),
+        r"bias must have the shape \(8,\), got \(4, 8\)": lambda: call(eight, rows),
+        r"time_scale must have the shape \(4, 8\), got \(2, 8\)": lambda: call(
+            eight, eight, time_scale=rows[:2], time_bias=rows
+        ),
+        r"time_bias must have the shape \(4, 8\), got \(8,\)": lambda: call(
+            eight, eight, time_scale=rows, time_bias=eight
+        ),
+        "weight must be on the device of the features, cpu, got 'meta'": lambda: call(eight.to("meta"), eight),
+    }
+    for message, check in cases.items():
+        with pytest.raises(InputError, match=message):
+            check()
+    with pytest.raises(InputError, match=r"weight must have the shape \(8,\), got \(4,\)"):
+        group_norm(x, eight[:4], eight, 2, backend=backend)
 
 
 @pytest.mark.usefixtures("as_users_run")
@@ -244,6 +285,20 @@ def test_native_takes_numbers_that_are_not_finite_or_far_from_zero() -> None:
     assert far.isfinite().all()
     assert far.max() > 1e3
     assert far.min() > -1
+
+
+@needs_compiler
+@pytest.mark.parametrize("side", [3, 16, 64])
+@pytest.mark.parametrize("offset", [0.0, 20.0, 1000.0])
+def test_native_is_exact_where_one_pixel_is_unlike_the_others(side: int, offset: float) -> None:
+    """Corners differ in the output of every convolution with zeros around."""
+    x = torch.randn(2, 64, side, side, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0, 0] += offset
+    x[:, :, -1, -1] -= offset / 2
+    one = torch.ones(64)
+    found = group_norm(x.to(memory_format=torch.channels_last), one, one, 32, backend="native")
+    expected = nn.functional.group_norm(x.double(), 32, one.double(), one.double())
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-5
 
 
 @needs_compiler

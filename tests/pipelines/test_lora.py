@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_lora_of_the_image_model(kind: str, tmp_path: Path) -> None:
     expected = theirs("a red heart", height=SIZE, width=SIZE, latents=latents, **options).images
     frames = ours("a red heart", num_frames=1, latents=latents[:, :, None], boundary=None, **options).frames
     np.testing.assert_allclose(np.asarray(frames)[:, 0], expected, atol=1e-5)
+
+
+def test_the_scale_of_a_call_is_that_of_its_lora_layers(tmp_path: Path) -> None:
+    make_pipeline("sd1", tmp_path / "words").save_pretrained(tmp_path / "model")
+    convert_model(tmp_path / "model", tmp_path / "video", "shift")
+    unet = load_pipeline(str(tmp_path / "video"), "cpu", "fp32").unet
+    add_lora(unet, ["to_q", "conv1"], 1)
+    call = functools.partial(unet, torch.randn(1, 4, 2, 8, 8), 1, torch.randn(1, 3, 64), return_dict=False)
+    with torch.no_grad():
+        full, half, none = (call(cross_attention_kwargs={"scale": scale})[0] for scale in (1.0, 0.5, 0.0))
+        assert torch.equal(full, call()[0])
+        unet.disable_adapters()
+        torch.testing.assert_close(none, call()[0])
+    assert (half - none).abs().max() > 1e-4
+    assert (half - full).abs().max() > 1e-4
 
 
 def test_a_merged_checkpoint_converts(tmp_path: Path) -> None:

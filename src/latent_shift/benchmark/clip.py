@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 
 from latent_shift.models.presets import Preset
 from latent_shift.pipelines import LatentShiftPipeline
-from latent_shift.pipelines.loading import assemble_preset
+from latent_shift.pipelines.loading import assemble_preset, lay_out_decoder
 
 from .networks import Denoiser, fill_weights
 from .timing import clock, spread
@@ -27,6 +27,7 @@ def build_pipeline(preset: Preset, device: torch.device, dtype: torch.dtype) -> 
         fill_weights(parts[name], device)
         parts[name].to(device).requires_grad_(False)
     pipeline = assemble_preset(preset, parts)
+    lay_out_decoder(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -35,8 +35,9 @@ def profile_forward(job: Callable[[], Any], device: torch.device) -> dict[str, f
         job()
     seconds: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
+        # On a GPU an operation has the time of its kernels, which are listed by their own names once more.
         spent = event.self_cpu_time_total if on_cpu else event.self_device_time_total
-        if event.key.startswith("ProfilerStep") or not spent:
+        if event.key.startswith("ProfilerStep") or not spent or event.device_type.name != "CPU":
             continue
         kind = next((kind for kind, parts in _KINDS.items() if any(part in event.key for part in parts)), "rest")
         seconds[kind] += spent

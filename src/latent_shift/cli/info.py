@@ -65,12 +65,15 @@ def _versions() -> dict[str, str]:
 def _machine(device: str) -> dict[str, Any]:
     import torch
 
+    from latent_shift.models.layers import takes_native
     from latent_shift.ops import choose_backend
     from latent_shift.pipelines.loading import resolve_device, resolve_dtype
 
     target, dtype = resolve_device(device), resolve_dtype("auto", device)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
     backend, reason = choose_backend(target, dtype)
+    if backend == "native" and not takes_native(dtype):
+        backend, reason = "eager", f"networks in {str(dtype).removeprefix('torch.')} are not in channels_last"
     return {
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),

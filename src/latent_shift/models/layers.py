@@ -6,6 +6,7 @@ worth.
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from latent_shift.ops import choose_backend, group_norm
+from latent_shift.ops import BACKEND_VARIABLE, choose_backend, group_norm
 
 _WIDE_GROUP = 8
 """Channels."""
@@ -53,8 +54,14 @@ def lay_out_for_cpu(unet: nn.Module, dtype: torch.dtype) -> None:
     """
     config: Any = unet.config
     wide = min(config.block_out_channels) >= _WIDE_GROUP * config.norm_num_groups
-    if dtype == torch.bfloat16 and (wide or choose_backend("cpu", dtype).backend == "native"):
+    if (dtype == torch.bfloat16 and wide) or takes_native(dtype):
         set_memory_format(unet, "channels_last")
+
+
+def takes_native(dtype: torch.dtype) -> bool:
+    """Whether `lay_out_for_cpu` gives "native" the layout that it needs: in bf16, in fp32 where it was asked for."""
+    wanted = dtype == torch.bfloat16 or os.environ.get(BACKEND_VARIABLE) == "native"
+    return wanted and choose_backend("cpu", dtype).backend == "native"
 
 
 def use_lean_layers(network: nn.Module) -> None:

@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils.peft_utils import apply_lora_scale
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -134,6 +135,15 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         if self.config.addition_embed_type == "image_hint":
             raise InputError("addition_embed_type", "image_hint", "be one that leaves the sample as it is")
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Not here: `forward` does not scale skips and features.
+
+        Raises:
+            InputError: a `ValueError`, always.
+        """
+        raise InputError("enable_freeu", (s1, s2, b1, b2), "not be called: the video U-Nets have no FreeU")
+
+    @apply_lora_scale("cross_attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
         self,
         sample: Float[Tensor, "batch in_channels frames height width"],
@@ -158,7 +168,7 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
                 for no mixing of frames (the 2-D network on each, Figs. 6 and 7); the default is `default_boundary`.
             timestep_cond: as in diffusers, one row a clip.
             encoder_attention_mask: `(batch, tokens)`, 1 keeps a token.
-            cross_attention_kwargs: as in diffusers.
+            cross_attention_kwargs: as in diffusers; its `scale` is that of LoRA layers.
             added_cond_kwargs: as in diffusers (SDXL, IP-Adapter), one row a clip.
             down_block_additional_residuals: ControlNet's, 5-D.
             mid_block_additional_residual: ControlNet's, 5-D.

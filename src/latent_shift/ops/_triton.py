@@ -10,6 +10,7 @@ knows its own alone.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -195,6 +196,20 @@ def _sizes(x: Tensor, weight: Tensor, num_groups: int) -> tuple[tuple[int, ...],
     affine_stride = x.shape[1] if weight.dim() == 2 else 0
     sizes = (*strides, x.shape[1], pixels, num_groups, affine_stride)
     return sizes, {**numbers, "num_warps": warps, "enable_fp_fusion": True}
+
+
+@functools.cache
+def obstacle() -> str:
+    """Why kernels cannot run on the GPU; empty where they can. Compiles a small one, which needs a C compiler."""
+    try:
+        x, one = torch.zeros(1, 1, 1, 1, device="cuda"), torch.ones(1, device="cuda")
+        moments = torch.empty(1, 1, device="cuda"), torch.empty(1, 1, device="cuda")
+        forward(x, one, one, (torch.empty_like(x), *moments), 1e-5, 1, 0, 1, circular=False, activate=True)
+        torch.cuda.synchronize()
+    except Exception as error:  # noqa: BLE001  compilers and drivers raise what they like
+        lines = str(error).strip().splitlines()
+        return f"Triton failed: {lines[-1] if lines else type(error).__name__}"
+    return ""
 
 
 def lay_out(x: Tensor) -> Tensor:

@@ -83,12 +83,13 @@ def shift_group_norm_silu(
         InputError: a `ValueError`, for an argument out of range, or a backend that is unknown or cannot be used.
     """
     check_folded(x, num_frames, fold, "zero" if boundary is None else boundary, distance)
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise InputError("num_groups", num_groups, f"divide the {x.shape[1]} channels")
+    _check_norm(x, num_groups, weight, bias)
     if (time_scale is None) != (time_bias is None):
         raise InputError(
             "time_bias", None if time_bias is None else "a tensor", "be given with time_scale, or not at all"
         )
+    if time_scale is not None and time_bias is not None:
+        _check_rows(x, time_scale=time_scale, time_bias=time_bias)
     name = _fused_backend(x, backend)
     if name is not None:
         if time_scale is not None and time_bias is not None:
@@ -111,13 +112,33 @@ def group_norm(
     backend: Backend | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
     """PyTorch's GroupNorm, by the backends of `shift_group_norm_silu`; arguments and errors are those."""
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise InputError("num_groups", num_groups, f"divide the {x.shape[1]} channels")
+    _check_norm(x, num_groups, weight, bias)
     name = _fused_backend(x, backend)
     if name is None:
         return functional.group_norm(x, num_groups, weight, bias, eps)
     arguments = (num_groups, eps, 1, 0, 1, False, False, name)
     return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
+
+
+def _check_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> None:
+    """Raises `InputError` for what would be read beyond its end: a compiled backend does not look."""
+    channels = x.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise InputError("num_groups", num_groups, f"divide the {channels} channels")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        _check_tensor(name, tensor, (channels,), x)
+
+
+def _check_rows(x: Tensor, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, (x.shape[0], x.shape[1]), x)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    if tensor.shape != shape:
+        raise InputError(name, tuple(tensor.shape), f"have the shape {shape}")
+    if tensor.device != x.device:
+        raise InputError(name, str(tensor.device), f"be on the device of the features, {x.device}")
 
 
 def _fused_backend(x: Tensor, backend: Backend | None) -> str | None:
@@ -182,7 +203,15 @@ def _triton_obstacle(device_type: str, dtype: torch.dtype) -> str:
         return f"Triton has no kernels for the device {device_type}"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the Triton kernel has no {str(dtype).removeprefix('torch.')}"
-    return "" if _triton_is_installed() else "Triton is not installed"
+    if not _triton_is_installed():
+        return "Triton is not installed"
+    return _gpu_obstacle() if device_type == "cuda" else ""
+
+
+def _gpu_obstacle() -> str:
+    """Why kernels cannot be compiled or run on this machine's GPU; empty where they can."""
+    obstacle: str = importlib.import_module("latent_shift.ops._triton").obstacle()
+    return obstacle
 
 
 def _native_obstacle(device_type: str, dtype: torch.dtype) -> str:

@@ -90,12 +90,15 @@ def load_preset(name: str, device: str = "auto", dtype: str = "auto", seed: int 
 
 def lay_out(pipeline: LatentShiftPipeline) -> None:
     """Lays the weights out as they compute fastest on a CPU: channels_last in bf16."""
-    unet, vae = pipeline.unet, pipeline.vae
-    if unet.device.type != "cpu":
-        return
-    lay_out_for_cpu(unet, unet.dtype)
-    if vae.dtype == torch.bfloat16:
-        set_memory_format(vae, "channels_last")
+    if pipeline.unet.device.type == "cpu":
+        lay_out_for_cpu(pipeline.unet, pipeline.unet.dtype)
+    lay_out_decoder(pipeline)
+
+
+def lay_out_decoder(pipeline: LatentShiftPipeline) -> None:
+    """What `lay_out` does for the autoencoder."""
+    if pipeline.vae.device.type == "cpu" and pipeline.vae.dtype == torch.bfloat16:
+        set_memory_format(pipeline.vae, "channels_last")
 
 
 def assemble_preset(preset: Preset, networks: Mapping[str, Any]) -> LatentShiftPipeline:

@@ -47,6 +47,8 @@ class FrameNoiseSteps:
 
     def __call__(self, prediction: Tensor, timestep: Tensor, latents: Tensor, **options: Any) -> tuple[Tensor, ...]:
         """As the scheduler's `step`."""
+        if self._factor.device != latents.device or self._factor.dtype != latents.dtype:  # once: a copy to a GPU waits
+            self._factor, self._inverse = self._factor.to(latents), self._inverse.to(latents)
         apart, before = (_mix(self._inverse, clips) for clips in (prediction, latents))
         stepped = self._scheduler.step(apart, timestep, before, **options)
         return tuple(_mix(self._factor, clips) for clips in stepped)
