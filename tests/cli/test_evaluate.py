@@ -130,8 +130,9 @@ def test_a_protocol_takes_a_model_or_clips(run: Run, refused: Refused, monkeypat
     one = "--model must be given, or --clips, one of the two, got"
     assert refused("evaluate", "ucf101", "data") == f"{one} None"
     assert refused("evaluate", "ucf101", "data", "--model", "m", "--clips", "c") == f"{one} 'm'"
-    alone = "--clips must be given without --part, --scheduler, --steps, --guidance and --batch-size, got 'c'"
+    alone = "--clips must be given without --part, --scheduler, --steps, --guidance, --batch-size and --dtype, got 'c'"
     assert refused("evaluate", "ucf101", "data", "--clips", "c", "--steps", "7") == alone
+    assert refused("evaluate", "ucf101", "data", "--clips", "c", "--dtype", "fp16") == alone
     seen: list[Any] = []
 
     def score(*arguments: Any) -> protocols.Evaluated:

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import needs_compiler
 
 import latent_shift
 from latent_shift.ops import _native
 from latent_shift.pipelines import load_preset
 
 from .conftest import Run
-
-needs_compiler = pytest.mark.skipif(bool(_native.obstacle()), reason="the C++ cannot be used")
 
 
 def test_what_is_installed(run: Run) -> None:

@@ -164,7 +164,7 @@ def test_anybodys_clips_are_scored_as_those_of_a_model(
     ours = evaluate(protocol, road, tmp_path)
     monkeypatch.setattr("latent_shift.evaluation.protocols.load_pipeline", None)
     theirs = score_protocol(protocol, shutil.copytree(ours.folder, tmp_path / "theirs"), FREE, device="cpu")
-    assert (theirs.made, theirs.settings) == (5, {})
+    assert (theirs.made, theirs.wanted, theirs.settings) == (5, 5, {})
     for one, other in zip(ours.results, theirs.results, strict=True):
         assert (one.metric, one.value, one.real_value) == (other.metric, other.value, other.real_value)
         asked = one.protocol.pop("requests_sha256")  # what theirs were asked for nobody knows

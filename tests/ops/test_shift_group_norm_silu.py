@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import needs_compiler
 from torch import Tensor, nn
 
 from latent_shift.core.errors import InputError
@@ -33,8 +34,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 needs_triton = pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="the tests' Triton is for Linux on x86-64"
 )
-
-needs_compiler = pytest.mark.skipif(bool(_native.obstacle()), reason=f"the C++ cannot be used: {_native.obstacle()}")
 
 
 def run_case(name: str, device: str, folder: Path) -> None:

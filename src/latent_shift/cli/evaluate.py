@@ -250,8 +250,8 @@ def _evaluate(
         if model is not None and clips is None:
             done = evaluate_protocol(protocol, model, output, options, weights, device, dtype, show)
         elif clips is not None and model is None:
-            if options != ProtocolOptions(metrics=options.metrics):
-                expected = "be given without --part, --scheduler, --steps, --guidance and --batch-size"
+            if options != ProtocolOptions(metrics=options.metrics) or dtype != "auto":
+                expected = "be given without --part, --scheduler, --steps, --guidance, --batch-size and --dtype"
                 raise InputError("--clips", str(clips), expected)
             done = score_protocol(protocol, clips, options.metrics, weights, device, show)
         else:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import tempfile
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,8 +140,9 @@ class RecordSequence(Sequence[CaptionedVideo]):
         """The records, in order."""
         return map(self._record, range(len(self)))
 
+    @abstractmethod
     def _record(self, index: int) -> CaptionedVideo:
-        raise NotImplementedError
+        """The record at `index`, which is in range."""
 
 
 class PackedRecords(RecordSequence):

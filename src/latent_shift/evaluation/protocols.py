@@ -92,7 +92,7 @@ class Evaluated:
         folder: where the clips are.
         settings: how they were made: model, scheduler, steps, guidance, ...
         made: clips that are there.
-        wanted: clips that the protocol asks for.
+        wanted: clips that the protocol asks for; of anybody's clips, all.
         results: a score for each metric; none of a part.
     """
 
@@ -257,7 +257,7 @@ def score_protocol(
     frames = min(_PAPER_FRAMES, round(info.duration_s * info.fps))
     scorer = _make_scorer(protocol, metrics, frames, info.fps, min(info.width, info.height), weights, device)
     results = _score(scorer, protocol, ClipFiles(str(clips), paths), None, {}, progress)
-    return Evaluated(Path(clips), {}, len(paths), len(protocol.requests), results)
+    return Evaluated(Path(clips), {}, len(paths), len(paths), results)
 
 
 def _make_scorer(

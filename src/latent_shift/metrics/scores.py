@@ -62,7 +62,7 @@ def clip_similarity(image_features: npt.ArrayLike, text_features: npt.ArrayLike)
 
 
 def clip_similarities(image_features: npt.ArrayLike, text_features: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """`clip_similarity` of each clip, `(clips,)`."""
+    """`clip_similarity` of each clip, `(clips,)`, in [-1, 1]; arguments and errors are those."""
     images, texts = np.asarray(image_features), np.asarray(text_features, dtype=np.float64)
     if images.ndim != 3 or 0 in images.shape:
         raise InputError("image_features", images.shape, "have the shape (clips, frames, n)")

@@ -11,12 +11,15 @@ knows its own alone.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _TILE = 4096
 """Elements that a program holds at a time; a group of more is a loop. fp32 tiles of this size stay in registers."""
@@ -208,7 +211,9 @@ def obstacle() -> str:
         torch.cuda.synchronize()
     except Exception as error:  # noqa: BLE001  compilers and drivers raise what they like
         lines = str(error).strip().splitlines()
-        return f"Triton failed: {lines[-1] if lines else type(error).__name__}"
+        reason = f"Triton failed: {lines[-1] if lines else type(error).__name__}"
+        logger.warning("the GPU's own kernels cannot be used, PyTorch's are slower (%s)", reason)
+        return reason
     return ""
 
 

@@ -89,14 +89,15 @@ def shift_group_norm_silu(
             "time_bias", None if time_bias is None else "a tensor", "be given with time_scale, or not at all"
         )
     if time_scale is not None and time_bias is not None:
-        _check_rows(x, time_scale=time_scale, time_bias=time_bias)
-    name = _fused_backend(x, backend)
-    if name is not None:
+        for name, rows in (("time_scale", time_scale), ("time_bias", time_bias)):
+            _check_tensor(name, rows, (x.shape[0], x.shape[1]), x)
+    fused = _fused_backend(x, backend)
+    if fused is not None:
         if time_scale is not None and time_bias is not None:
             scale = 1 + time_scale.float()
             weight, bias = weight * scale, bias * scale + time_bias
         k = 0 if boundary is None else x.shape[1] // fold
-        arguments = (num_groups, eps, num_frames, k, distance, boundary == "circular", True, name)
+        arguments = (num_groups, eps, num_frames, k, distance, boundary == "circular", True, fused)
         return cast("Tensor", torch.ops.latent_shift.shift_group_norm_silu(x, weight, bias, *arguments)[0])
     if boundary is not None:
         x = temporal_shift_folded(x, num_frames, fold, boundary, distance)
@@ -127,11 +128,6 @@ def _check_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Non
         raise InputError("num_groups", num_groups, f"divide the {channels} channels")
     for name, tensor in (("weight", weight), ("bias", bias)):
         _check_tensor(name, tensor, (channels,), x)
-
-
-def _check_rows(x: Tensor, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        _check_tensor(name, tensor, (x.shape[0], x.shape[1]), x)
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
