@@ -30,15 +30,16 @@ def read_movie(path: Path) -> Video:
         DataError: there is no video stream, or it cannot be decoded to its end.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     try:
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream")
             stream = container.streams.video[0]
-            frames = []
+            frames, reformatter = [], VideoReformatter()
             for frame in container.decode(stream):
-                pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT)
+                pixels = reformatter.reformat(frame, format="rgb24", interpolation=EXACT).to_ndarray()
                 frames.append(np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels)
             rate = stream.average_rate or stream.guessed_rate
             comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
@@ -63,6 +64,7 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         crf: constant rate factor.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     rate = exact_rate(fps)
     flags = {"movflags": "use_metadata_tags+faststart"} if kind == ".mp4" else {}
@@ -78,8 +80,10 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED_RANGE
+        reformatter = VideoReformatter()  # one for all frames: each new one takes milliseconds to set up
         for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"),
                 format="yuv420p",
                 dst_colorspace=_BT709,
                 dst_color_range=_LIMITED_RANGE,
