@@ -122,6 +122,13 @@ def test_the_operation_alone(result: dict[str, Any]) -> None:
     assert whole > part
 
 
+def test_what_the_shift_adds(result: dict[str, Any]) -> None:
+    shift = result["shift"]
+    assert shift["blocks"] == 4 + 2 + 2 * 4  # one block a level going down, two in the middle, two a level going up
+    assert shift["seconds_range"][0] <= shift["seconds"] <= shift["seconds_range"][1]
+    assert abs(shift["seconds"]) < sum(result["forward"]["latent_shift"]["rounds"])
+
+
 def test_it_says_on_what_and_how(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     assert (result["preset"], result["dtype"]) == ("tiny", "float32")
@@ -143,6 +150,7 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
     for name in MEASURED:
         assert f"\n| {MODELS[name]} | " in page
     assert "## Where the time of a forward goes" in page
+    assert "the shifts of the 14 ResNet blocks add " in page
     assert page.count("| shift, norm, SiLU | eager |") == len(find_benchmark_preset("tiny").unet["block_out_channels"])
     assert "Not measured: the same, compiled: not asked for; ModelScope" in page
     assert all(line in page for line in result["protocol"])

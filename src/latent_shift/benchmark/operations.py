@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from latent_shift.models.presets import Preset
-from latent_shift.ops import choose_backend, shift_group_norm_silu, temporal_shift_folded
+from latent_shift.models.resnet import ShiftResnetBlock2D
+from latent_shift.ops import Boundary, choose_backend, shift_group_norm_silu, temporal_shift_folded
 
+from .networks import build_denoiser, example_inputs
 from .timing import spread, take_turns, timed
 
 _CALLS = 10
@@ -68,6 +71,60 @@ def measure_operations(
             job()
         found = take_turns(jobs, rounds)
     return [row | spread("seconds", [one / _CALLS for one in found[key]]) for key, row in rows.items()]
+
+
+def measure_shift(
+    preset: Preset, device: torch.device, dtype: torch.dtype, memory_format: str, rounds: int
+) -> dict[str, Any]:
+    """What the shift adds to one forward: the operation of each ResNet block with it and without it, in turns.
+
+    A whole forward with the shift on and off says the same, but its noise is larger than what is sought.
+
+    Args:
+        preset: whose U-Net.
+        device: where.
+        dtype: of the features.
+        memory_format: of the features: "contiguous" or "channels_last".
+        rounds: of all shapes.
+
+    Returns:
+        `blocks`, how many have a shift, and the seconds of them all with it less those without: `seconds` (median of
+        the rounds) and `seconds_range`.
+    """
+    shapes = _block_inputs(preset)
+    layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    groups, frames = preset.unet.get("norm_num_groups", 32), preset.num_frames
+    jobs: dict[str, Callable[[], float]] = {}
+    for shape in shapes:
+        x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout)
+        weight = torch.ones(shape[1], device=device, dtype=dtype)
+        options = {"num_groups": groups, "num_frames": frames}
+        boundaries: dict[str, Boundary | None] = {"on": "zero", "off": None}
+        for name, boundary in boundaries.items():
+            call = partial(shift_group_norm_silu, x, weight, torch.zeros_like(weight), boundary=boundary, **options)
+            jobs[f"{shape} {name}"] = timed(_repeated(call, device), device)
+    with torch.inference_mode():
+        for job in jobs.values():
+            job()
+        found = take_turns(jobs, rounds)
+    added = [
+        sum(times * (found[f"{shape} on"][n] - found[f"{shape} off"][n]) / _CALLS for shape, times in shapes.items())
+        for n in range(rounds)
+    ]
+    return {"blocks": shapes.total(), **spread("seconds", added)}
+
+
+def _block_inputs(preset: Preset) -> Counter[tuple[int, ...]]:
+    """How many ResNet blocks get features of each shape in a forward of one clip."""
+    meta = torch.device("meta")
+    denoiser = build_denoiser("latent_shift", preset, meta, torch.float32)
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for module in denoiser.modules():
+        if isinstance(module, ShiftResnetBlock2D):
+            module.register_forward_pre_hook(lambda _, inputs: shapes.update([tuple(inputs[0].shape)]))
+    with torch.inference_mode():
+        denoiser(*example_inputs(preset, meta, torch.float32))
+    return shapes
 
 
 def _repeated(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ from .networks import (
     find_benchmark_preset,
     training_step,
 )
-from .operations import measure_operations
+from .operations import measure_operations, measure_shift
 from .profiling import profile_forward
 from .timing import choose_memory_format, compare, fit_line, spread, take_turns, timed
 
@@ -229,8 +229,8 @@ def benchmark(
 
     Returns:
         What was measured on what, and how: `forward`, `training`, `clip` and `frames` by network; `profile`, shares of
-        a forward by kind of work; `ops`, by operation, backend and level; `rates`, what the device does at most;
-        `protocol`.
+        a forward by kind of work; `ops`, by operation, backend and level; `shift`, what it adds to a forward; `rates`,
+        what the device does at most; `protocol`.
 
     Raises:
         InputError: a `ValueError`, for an unknown preset, device or dtype.
@@ -261,6 +261,7 @@ def benchmark(
         if options.op_rounds
         else []
     )
+    shift = measure_shift(found, target, network_dtype, shift_format, options.op_rounds) if options.op_rounds else None
 
     forward: dict[str, Any] = {}
     for done, name in enumerate(MODELS):
@@ -303,6 +304,7 @@ def benchmark(
         "frames": run.frames,
         "profile": {name: run.profiles[name] for name in MODELS if name in run.profiles},
         "ops": ops,
+        "shift": shift,
     }
 
 
@@ -360,7 +362,8 @@ def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> lis
         lines.append(
             f"Operations alone: features of the first block of each level, {options.op_rounds} rounds in turns of ten "
             "calls each. The floor reads and writes them once, at the rate of copies of 256 MiB; what fits into a "
-            "cache can go below."
+            "cache can go below. What the shifts add: the operation of every block with the shift less that without, "
+            "as many rounds."
         )
     if options.sweep_rounds:
         lines.append(
