@@ -17,6 +17,7 @@ from latent_shift.training import Recipe
 from latent_shift.training.denoising import DenoisingStage
 from latent_shift.training.noise import resolve_noise
 from latent_shift.training.run import _denoising
+from latent_shift.training.shares import Group
 
 MakeTree = Callable[..., dict[str, Any]]
 MakeRecipe = Callable[..., Recipe]
@@ -31,8 +32,8 @@ class LineBatches:
         self.bad: tuple[int, int] | None = None
         self.quarantined: dict[str, str] = {}
 
-    def size(self, step: int) -> int:
-        return 8
+    def groups(self, step: int) -> list[Group]:
+        return [Group(range(8))]
 
     def names(self, step: int, rows: range) -> list[str]:
         return [f"point {step}.{row}" for row in rows]

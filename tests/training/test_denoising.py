@@ -22,10 +22,11 @@ from latent_shift.media import contact_sheet, read_video
 from latent_shift.pipelines.text import encode_text
 from latent_shift.pipelines.text import logger as text_logger
 from latent_shift.training import train
-from latent_shift.training.batches import Batch
+from latent_shift.training.batches import Batch, DenoisingBatches
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.config import DiffusionConfig
 from latent_shift.training.denoising import DenoisingStage, min_snr_weights, noise_schedule
+from latent_shift.training.report import read_log
 from latent_shift.training.trainer import run_stage
 
 from .conftest import MakeRecipe, MakeStage, make_stage_of
@@ -50,6 +51,12 @@ def assert_same(left: Batch, right: Batch) -> None:
 
 def is_still(batch: Batch) -> bool:
     return batch.noise.shape[2] == 1
+
+
+def count_rows(batches: DenoisingBatches, step: int) -> int:
+    """Of a step that learns from one kind."""
+    (group,) = batches.groups(step)
+    return len(group.rows)
 
 
 def means(stage: DenoisingStage, batch: Batch) -> Tensor:
@@ -107,7 +114,7 @@ def test_rows_of_a_batch_do_not_depend_on_the_others(make_stage: MakeStage, stag
     options = BATCH_OPTIONS[stage]
     batches = make_stage(stage, diffusion=options).batches
     for step in STEPS:
-        whole, size = batches.draw(step), batches.size(step)
+        whole, size = batches.draw(step), count_rows(batches, step)
         assert len(whole.noise) == size
         for rows in (range(0, 1), range(1, size), range(size - 1, size)):
             part = batches.draw(step, rows)
@@ -125,7 +132,7 @@ def test_rows_have_the_names_of_their_files(make_stage: MakeStage, squares: Path
         path: latents for kind in paths for path, latents in zip(paths[kind], encoded(made, squares, kind), strict=True)
     }
     for step in STEPS:
-        batch, size = made.batches.draw(step), made.batches.size(step)
+        batch, size = made.batches.draw(step), count_rows(made.batches, step)
         names = made.batches.names(step, range(size))
         assert [made.batches.names(step, range(row, row + 1)) for row in range(size)] == [[name] for name in names]
         for latents, name in zip(means(made, batch), names, strict=True):
@@ -182,7 +189,9 @@ def test_steps_on_stills_are_the_share_of_all_and_spread_evenly(
     made = make_stage(stage, diffusion={"image_share": share})
     calls: list[tuple[str, int, int]] = []
     for step in STEPS:
-        calls.append((*made.batches._kind(step), made.batches.size(step)))
+        ((kind, number, group),) = made.batches._plan(step)
+        assert group.weight == 1
+        calls.append((kind, number, len(group.rows)))
     kinds = [kind == "still" for kind, _, _ in calls]
     assert sum(kinds) == count
     if count:
@@ -193,6 +202,36 @@ def test_steps_on_stills_are_the_share_of_all_and_spread_evenly(
         assert [number for name, number, _ in calls if name == kind] == list(range(sum(c[0] == kind for c in calls)))
     sizes = {"still": 3 if stage == "video" else 4, "clip": 4, "frame": 4}
     assert all(size == sizes[kind] for kind, _, size in calls)
+
+
+def test_a_joint_step_learns_from_clips_and_stills(make_recipe: MakeRecipe, make_stage: MakeStage) -> None:
+    alike: dict[str, Any] = {"caption_dropout": 0.3, "circular_share": 0.5}
+    joint = make_stage("video", diffusion={**alike, "image_share": 0.25, "joint_images": True})
+    clips, stills = (make_stage("video", diffusion={**alike, "image_share": share}) for share in (0.0, 1.0))
+    for step in STEPS:
+        first, second = joint.batches.groups(step)
+        assert (first.weight, second.weight) == (0.75, 0.25)
+        assert (first.rows, second.rows) == (range(4), range(4, 7))
+        for group, alone in ((first, clips), (second, stills)):  # each as if there were no other
+            assert_same(joint.batches.draw(step, group.rows), alone.batches.draw(step))
+            assert joint.batches.names(step, group.rows) == alone.batches.names(step, range(len(group.rows)))
+        assert_same(joint.batches.draw(step, range(5, 7)), stills.batches.draw(step, range(1, 3)))
+    recipes = {
+        name: make_recipe("video", name, steps=1, log_every=1, micro_batch_size=2, diffusion={**alike, **options})
+        for name, options in {
+            "joint": {"image_share": 0.25, "joint_images": True},
+            "clips": {"image_share": 0.0},
+            "stills": {"image_share": 1.0},
+        }.items()
+    }
+    losses = {}
+    for name, recipe in recipes.items():
+        run_stage(make_stage_of(recipe), recipe)
+        (row,) = read_log(Path(recipe.output) / "log.jsonl")
+        losses[name] = row["loss"]
+    assert losses["joint"] == pytest.approx(0.75 * losses["clips"] + 0.25 * losses["stills"], abs=2e-6)
+    with pytest.raises(InputError, match="joint_images needs image_share between 0 and 1, not 0"):
+        make_recipe("video", diffusion={"image_share": 0.0, "joint_images": True})
 
 
 @pytest.mark.parametrize("kept", ["clips", "stills"])
@@ -255,7 +294,7 @@ def test_without_a_cache_clips_are_decoded_and_encoded_as_they_come(
     records = {str(record.path): record for record in CaptionedVideoFolder(squares)}
     pipeline = live.pipeline
     for step in range(8):
-        batch, names = live.batches.draw(step), live.batches.names(step, range(live.batches.size(step)))
+        batch, names = live.batches.draw(step), live.batches.names(step, range(count_rows(live.batches, step)))
         assert batch.moments is batch.text is None
         assert batch.captions is not None
         latents, (text, _) = means(live, batch), live.encode_text(batch)

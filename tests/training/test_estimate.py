@@ -55,6 +55,20 @@ def test_work_grows_with_the_batch_and_memory_with_the_micro_batch(make_recipe: 
     assert again.step_tflop > 1.2 * whole.step_tflop  # the forward pass, or most of it, once more
 
 
+def test_stills_are_counted_where_they_are_the_larger_step_or_a_part_of_it(make_recipe: MakeRecipe) -> None:
+    def found(**diffusion: Any) -> Any:
+        return estimate_run(make_recipe("video", data={"size": 64}, image_batch_size=64, diffusion=diffusion))
+
+    clips, stills, joint = (
+        found(image_share=0.0),
+        found(image_share=0.5),
+        found(image_share=0.5, joint_images=True),
+    )
+    assert stills.step_tflop > 2 * clips.step_tflop
+    assert joint.step_tflop == pytest.approx(clips.step_tflop + stills.step_tflop, rel=0.02)
+    assert joint.activations_gib == stills.activations_gib > clips.activations_gib
+
+
 def test_frozen_parts_and_a_total_are_counted(make_recipe: MakeRecipe, road: Path) -> None:
     pipeline = LatentShiftPipeline.from_pretrained(road / "image/model")
     parts = (pipeline.vae, pipeline.text_encoder)

@@ -62,6 +62,7 @@ def pair(make_tree: MakeTree, road: Path, tmp_path_factory: pytest.TempPathFacto
     for processes in (1, 2):
         tree = make_tree("video", root / str(processes), model=model, steps=6, log_every=1, image_batch_size=4)
         tree["keep_every"] = 3
+        tree["diffusion"]["joint_images"] = True
         result = train(parse_config(Recipe, tree), processes)
         assert result.returncode == 0, result.stderr
         made[processes] = root / str(processes)
@@ -78,6 +79,7 @@ def test_two_machines_with_one_disk_are_two_processes(
     model = {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}}
     tree = make_tree("video", tmp_path / "run", model=model, steps=6, log_every=1, image_batch_size=4)
     tree["data"]["cache"] = str(tmp_path / "cache")
+    tree["diffusion"]["joint_images"] = True
     script = write_script(parse_config(Recipe, tree))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -139,5 +141,5 @@ def test_what_cannot_be_shared_between_the_processes_is_refused(make_recipe: Mak
     recipe = make_recipe("video", image_batch_size=2)
     result = train(recipe, 4)
     assert result.returncode != 0
-    assert "batch_size must be a multiple of the number of processes, 4, got 2" in result.stderr
+    assert "image_batch_size must be a multiple of the number of processes, 4, got 2" in result.stderr
     assert not (Path(recipe.output) / "checkpoints").exists()

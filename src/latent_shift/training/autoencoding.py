@@ -25,6 +25,7 @@ from latent_shift.models import PatchAutoencoderKL
 
 from .config import Recipe
 from .networks import load_autoencoder, make_network
+from .shares import Group
 from .sources import balance_groups, check_balance, clip_fingerprint, data_digest, open_records, read_clip_once
 
 _UNSEEN_SHARE = 0.02
@@ -69,10 +70,10 @@ class CropBatches:
         self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
         self.quarantined: Mapping[str, str] = cache.bad
 
-    def size(self, step: int) -> int:
-        """The recipe's, in every step."""
+    def groups(self, step: int) -> list[Group]:
+        """One of the recipe's size, in every step."""
         del step
-        return self._recipe.batch_size
+        return [Group(range(self._recipe.batch_size))]
 
     def names(self, step: int, rows: range) -> list[str]:
         """Files that the crops are of."""
@@ -82,7 +83,7 @@ class CropBatches:
         """Rows of the batch of a step; all of them where none are named."""
         options = self._recipe.autoencoder_loss
         crops, noises = [], []
-        for row in rows or range(self.size(step)):
+        for row in rows or range(self._recipe.batch_size):
             seed = derive_seed(self._recipe.seed, "crop", self._position(step, row))
             crops.append(self._crop(self._position(step, row), np.random.default_rng(seed)))
             shape = (self._channels, options.crop // 8, options.crop // 8)

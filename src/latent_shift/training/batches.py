@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,7 @@ from latent_shift.ops import Boundary
 from latent_shift.pipelines.noise import correlate_frames
 
 from .config import Recipe
+from .shares import Group
 from .sources import balance_groups, is_still
 
 Kind = Literal["still", "frame", "clip"]
@@ -184,7 +185,7 @@ class DenoisingBatches:
     """Samples with their noise.
 
     A sample's caption, dropout, noise, timestep and phase follow from (seed, its position in the stream), and a
-    step's kind (clips or stills, boundary) from (seed, step), so a resumed run draws what an uninterrupted one does.
+    step's kinds (clips, stills) and boundary from (seed, step), so a resumed run draws what an uninterrupted one does.
     """
 
     def __init__(
@@ -213,10 +214,9 @@ class DenoisingBatches:
         self._latent_shape, self._text_shape = latent_shape, text_shape
         self._noise_correlation = noise_correlation
 
-    def size(self, step: int) -> int:
-        """The recipe's batch size for clips, for stills or for single frames."""
-        stills_of_a_video_run = self._recipe.stage == "video" and self._kind(step)[0] == "still"
-        return self._recipe.image_batch_size if stills_of_a_video_run else self._recipe.batch_size
+    def groups(self, step: int) -> list[Group]:
+        """Clips, stills or single frames; clips and then stills where the recipe joins them."""
+        return [group for _, _, group in self._plan(step)]
 
     @property
     def quarantined(self) -> Mapping[str, str]:
@@ -225,18 +225,17 @@ class DenoisingBatches:
 
     def names(self, step: int, rows: range) -> list[str]:
         """The files of the rows."""
-        (kind, number), size = self._kind(step), self.size(step)
-        return [str(self._samples.record(kind, number * size + row).path) for row in rows]
+        kind, number, group = self._find(step, rows)
+        return [str(self._samples.record(kind, position).path) for position in _positions(number, group, rows)]
 
     def draw(self, step: int, rows: range | None = None) -> Batch:
-        """Rows of the batch of a step; all of them where none are named.
+        """Rows of one group of a step's batch; all of the first where none are named.
 
         Raises:
             DataError: more of the source is bad than the recipe allows.
         """
-        recipe, size = self._recipe, self.size(step)
-        rows = rows or range(size)
-        kind, number = self._kind(step)
+        recipe, rows = self._recipe, rows or self.groups(step)[0].rows
+        kind, number, group = self._find(step, rows)
         boundary: Boundary | None = None
         if recipe.stage == "video":
             rng = np.random.default_rng(derive_seed(recipe.seed, "boundary", kind, number))
@@ -244,7 +243,7 @@ class DenoisingBatches:
         samples: list[Sample] = []
         noises: list[tuple[Tensor, Tensor]] = []
         text_noises: list[Tensor] = []
-        for position in range(number * size + rows.start, number * size + rows.stop):
+        for position in _positions(number, group, rows):
             seed = derive_seed(recipe.seed, kind, position)
             rng = np.random.default_rng(seed)
             dropped = bool(rng.random() < recipe.diffusion.caption_dropout)
@@ -261,25 +260,41 @@ class DenoisingBatches:
                 strength = recipe.diffusion.text_noise * torch.rand((), generator=generator)
                 text_noises.append(strength * torch.randn(self._text_shape, generator=generator))
         noise, posterior_noise = (torch.stack(parts) for parts in zip(*noises, strict=True))
-        timesteps = self._timesteps(derive_seed(recipe.seed, kind, "timesteps", number), size)
+        timesteps = self._timesteps(derive_seed(recipe.seed, kind, "timesteps", number), len(group))
         return Batch(
             **_stack(samples, self._text_shape[0]),
             text_noise=torch.stack(text_noises) if text_noises else None,
             posterior_noise=posterior_noise,
             noise=correlate_frames(noise, self._noise_correlation, boundary or "zero"),
-            timesteps=timesteps[rows.start : rows.stop],
+            timesteps=timesteps[rows.start - group.start : rows.stop - group.start],
             boundary=boundary,
         )
 
-    def _kind(self, step: int) -> tuple[Kind, int]:
-        """What a step learns from, and how many steps of its kind came before."""
+    def _plan(self, step: int) -> list[tuple[Kind, int, Group]]:
+        """What a step learns from, how many groups of each kind came before, and its rows.
+
+        Each kind counts on its own, so that no sample is passed over.
+        """
         recipe, kinds = self._recipe, self._samples.kinds
-        share = recipe.diffusion.image_share if len(kinds) == 2 else float("stills" in kinds)
-        # Steps on stills are spread evenly; each kind of step counts on its own, so that no sample is passed over.
-        stills_before = math.floor(step * share)
+        video, share = recipe.stage == "video", recipe.diffusion.image_share
+        kind: Kind = "clip" if video else "frame"
+        clips = Group(range(recipe.batch_size))
+        stills = Group(range(recipe.image_batch_size), "image_batch_size") if video else clips
+        if len(kinds) == 1:
+            share = float("stills" in kinds)
+        elif recipe.diffusion.joint_images:
+            rows = range(len(clips.rows), len(clips.rows) + len(stills.rows))
+            joined = replace(clips, weight=1 - share), replace(stills, rows=rows, weight=share)
+            return [(kind, step, joined[0]), ("still", step, joined[1])]
+        stills_before = math.floor(step * share)  # steps on stills are spread evenly
         if math.floor((step + 1) * share) > stills_before:
-            return "still", stills_before
-        return "frame" if recipe.stage == "image" else "clip", step - stills_before
+            return [("still", stills_before, stills)]
+        return [(kind, step - stills_before, clips)]
+
+    def _find(self, step: int, rows: range) -> tuple[Kind, int, range]:
+        """What these rows are, their group's place among those of its kind, and all its rows."""
+        ((kind, number, group),) = (entry for entry in self._plan(step) if rows.start in entry[2].rows)
+        return kind, number, group.rows
 
     def _timesteps(self, seed: int, size: int) -> Tensor:
         """In [0, T): uniform but for `timestep_shift`, and spread evenly over a batch (arXiv:2107.00630, App. I.1)."""
@@ -287,6 +302,12 @@ class DenoisingBatches:
         spread = (np.random.default_rng(seed).random() + np.arange(size) / size) % 1
         shifted = options.timestep_shift * spread / (1 + (options.timestep_shift - 1) * spread)
         return torch.from_numpy((shifted * options.num_train_timesteps).astype(np.int64))
+
+
+def _positions(number: int, group: range, rows: range) -> range:
+    """Of the rows of a group in the stream of their kind, after so many groups of its size."""
+    first = number * len(group) - group.start
+    return range(first + rows.start, first + rows.stop)
 
 
 def _caption_form(rng: np.random.Generator, count: int) -> int:

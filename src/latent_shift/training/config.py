@@ -128,6 +128,9 @@ class DiffusionConfig(Config):
     image_share: float = Field(0.0, ge=0, le=1)
     """Share of steps that train on still pictures: in the video stage as one-frame videos; in the image stage the other
     steps see single frames of clips. Data without stills, or without clips, has no choice."""
+    joint_images: bool = False
+    """Video stage: every step learns from clips and from stills (`batch_size` and `image_batch_size` of them), whose
+    mean losses weigh 1 - `image_share` and `image_share`; without, a step is of one kind."""
     circular_share: float = Field(0.0, ge=0, le=1)
     """Video stage: share of steps whose shift wraps around, for seamless loops (and for stills is the identity)."""
     random_phase: bool = False
@@ -137,6 +140,8 @@ class DiffusionConfig(Config):
     def _check(self) -> DiffusionConfig:
         if self.zero_terminal_snr and self.prediction_type != "v_prediction":
             raise ValueError("zero_terminal_snr needs prediction_type = 'v_prediction'")
+        if self.joint_images and not 0 < self.image_share < 1:
+            raise ValueError(f"joint_images needs image_share between 0 and 1, not {self.image_share:g}")
         return self
 
 
@@ -162,6 +167,8 @@ class PreviewConfig(Config):
     """Denoising steps."""
     guidance_scale: float = Field(4.0, ge=0)
     """Classifier-free guidance; the model's own from then on."""
+    motion_guidance: float = Field(1.0, ge=0, le=1)
+    """The share of it that acts on what differs between the frames; the model's own from then on."""
     noise_correlation: float | None = Field(None, ge=0, lt=1)
     """Of the first step's noise, the model's own from then on; as in training where it is not given."""
 
@@ -180,7 +187,7 @@ class Recipe(Config):
     batch_size: int = Field(ge=1)
     """Pictures a step (autoencoder, image), or clips a step (video), over all processes."""
     image_batch_size: int = Field(64, ge=1)
-    """Video stage: pictures in a step on still images."""
+    """Video stage: still pictures in a step that has some."""
     micro_batch_size: int | None = Field(None, ge=1)
     """At most so many rows of a batch at once in one process: gradients are accumulated, memory is saved."""
     gradient_checkpointing: bool = False
@@ -265,11 +272,13 @@ _UNUSED: dict[str, tuple[str, ...]] = {
     "autoencoder": (
         *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation"),
         *("model.autoencoder", "model.text_encoder", "model.video", "model.max_tokens"),
-        *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale", "preview.noise_correlation"),
+        *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale"),
+        *("preview.motion_guidance", "preview.noise_correlation"),
     ),
     "image": (
         *("image_batch_size", "autoencoder_loss", "distillation"),
-        *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase"),
+        *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase", "diffusion.joint_images"),
+        "preview.motion_guidance",
     ),
     "video": ("autoencoder_loss", "model.text_encoder", "model.max_tokens"),
 }

@@ -91,11 +91,14 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
         unet.to("meta")
     total = sum(parameter.numel() for parameter in unet.parameters())
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-    share = recipe.batch_size // processes
-    rows = min(recipe.micro_batch_size or share, share)
-    activations, flop = _count(unet.to(dtype).train(), recipe, rows)
+    unet.to(dtype).train()
+    frames = recipe.data.num_frames if recipe.stage == "video" else 1
+    activations, step_flop = _count(unet, recipe, recipe.batch_size // processes, frames)
+    if recipe.stage == "video" and recipe.diffusion.image_share:
+        of_stills, flop = _count(unet, recipe, recipe.image_batch_size // processes, 1)
+        activations = max(activations, of_stills)
+        step_flop = step_flop + flop if recipe.diffusion.joint_images else max(step_flop, flop)
     rate = matrix_rate(device, dtype)
-    step_flop = flop * share / rows
     weights, gradients = 4 * (total + trained), 4 * trained
     optimizer = (2 if recipe.optimizer.name == "adamw8bit" else 8) * trained
     parts = _frozen_parameters(recipe)
@@ -158,17 +161,20 @@ class _Kept:
         return saved_tensors_hooks(self.add, lambda tensor: tensor)
 
 
-def _count(unet: nn.Module, recipe: Recipe, rows: int) -> tuple[int, float]:
-    """Bytes that the backward pass keeps, and operations of forward and backward, of `rows` rows."""
+def _count(unet: nn.Module, recipe: Recipe, share: int, frames: int) -> tuple[int, float]:
+    """Bytes that the backward pass of a micro-batch keeps, and operations of forward and backward of `share` rows."""
+    rows = min(recipe.micro_batch_size or share, share)
     if not recipe.gradient_checkpointing:
-        return _run(unet, recipe, rows, _Kept(unet))
-    largest = _largest_part(unet, recipe, rows)
+        kept, flop = _run(unet, recipe, rows, frames, _Kept(unet))
+        return kept, flop * share / rows
+    cast("Any", unet).disable_gradient_checkpointing()
+    largest = _largest_part(unet, recipe, rows, frames)
     cast("Any", unet).enable_gradient_checkpointing()
-    between, flop = _run(unet, recipe, rows, _Kept(unet))
-    return between + largest, flop
+    between, flop = _run(unet, recipe, rows, frames, _Kept(unet))
+    return between + largest, flop * share / rows
 
 
-def _largest_part(unet: nn.Module, recipe: Recipe, rows: int) -> int:
+def _largest_part(unet: nn.Module, recipe: Recipe, rows: int, frames: int) -> int:
     """Bytes that the largest of the parts keeps that checkpointing computes again one at a time."""
     kept, before, largest = _Kept(unet), [0], [0]
 
@@ -178,18 +184,19 @@ def _largest_part(unet: nn.Module, recipe: Recipe, rows: int) -> int:
     def end(*_: Any) -> None:
         largest[0] = max(largest[0], kept.size - before[0])
 
+    handles = []
     for module in unet.modules():
         if isinstance(module, _COMPUTED_AGAIN):
-            module.register_forward_pre_hook(start)
-            module.register_forward_hook(end)
-    _run(unet, recipe, rows, kept)
+            handles += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
+    _run(unet, recipe, rows, frames, kept)
+    for handle in handles:
+        handle.remove()
     return largest[0]
 
 
-def _run(unet: nn.Module, recipe: Recipe, rows: int, kept: _Kept) -> tuple[int, float]:
+def _run(unet: nn.Module, recipe: Recipe, rows: int, frames: int, kept: _Kept) -> tuple[int, float]:
     config: Any = unet.config
     side = recipe.data.size // _AUTOENCODER_FACTOR
-    frames = recipe.data.num_frames if recipe.stage == "video" else 1
     dtype = next(unet.parameters()).dtype
     sample = torch.zeros(rows, config.in_channels, frames, side, side, dtype=dtype, device="meta")
     text = torch.zeros(rows, _tokens(recipe), config.cross_attention_dim, dtype=dtype, device="meta")

@@ -6,7 +6,7 @@ raises, or counts, what would else end as a traceback in another process, or be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,15 +18,30 @@ from latent_shift.core.errors import InputError, LatentShiftError
 from .config import Recipe
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of a step's batch that are of one kind, and are drawn and computed together.
+
+    Attributes:
+        rows: which, of all of the batch, over all processes.
+        option: of the recipe, that says how many they are.
+        weight: of the mean of their losses in the step's loss; those of a step's groups sum to 1.
+    """
+
+    rows: range
+    option: str = "batch_size"
+    weight: float = 1.0
+
+
 @runtime_checkable
 class Batches(Protocol):
     """What the steps of a stage learn from: data alone and no network, so that worker processes may draw it."""
 
-    def size(self, step: int) -> int:
-        """Rows of the batch of optimiser step `step`, over all processes."""
+    def groups(self, step: int) -> Sequence[Group]:
+        """The batch of optimiser step `step`, by kind."""
 
     def draw(self, step: int, rows: range) -> Any:
-        """These rows of it, on the CPU; a function of (seed, step, rows)."""
+        """These rows of it, all of one group, on the CPU; a function of (seed, step, rows)."""
 
     def names(self, step: int, rows: range) -> list[str]:
         """What the rows are of: file names, for messages. Right after `draw`: of what it has read."""
@@ -43,10 +58,12 @@ class Part:
     Attributes:
         names: the files of its rows.
         batch: what `Batches.draw` gave.
+        weight: of each row's loss in the step's, which is a sum over all rows of all processes.
     """
 
     names: list[str]
     batch: Any
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -82,20 +99,23 @@ class Shares(Dataset[Share]):
         self._batches, self._processes, self._index, self._most = batches, processes, index, recipe.micro_batch_size
         self._told: set[str] = set()
         for step in range(min(recipe.steps, 1000)):
-            if batches.size(step) % processes:
-                expected = f"be a multiple of the number of processes, {processes}"
-                raise InputError("batch_size", batches.size(step), expected)
+            for group in batches.groups(step):
+                if len(group.rows) % processes:
+                    expected = f"be a multiple of the number of processes, {processes}"
+                    raise InputError(group.option, len(group.rows), expected)
 
     def __getitem__(self, step: int) -> Share:
         """The share of a step."""
-        size = self._batches.size(step) // self._processes
-        first, most = size * self._index, self._most or size
         parts, error = [], None
         try:
-            for row in range(0, size, most):
-                rows = range(first + row, first + min(row + most, size))
-                batch = self._batches.draw(step, rows)
-                parts.append(Part(self._batches.names(step, rows), batch))
+            for group in self._batches.groups(step):
+                size = len(group.rows) // self._processes
+                mine, most = group.rows[size * self._index :][:size], self._most or size
+                for row in range(0, size, most):
+                    rows = mine[row : row + most]
+                    batch = self._batches.draw(step, rows)
+                    names = self._batches.names(step, rows)
+                    parts.append(Part(names, batch, group.weight / len(group.rows)))
         except LatentShiftError as caught:
             parts, error = [], caught
         new = {file: reason for file, reason in self._batches.quarantined.items() if file not in self._told}

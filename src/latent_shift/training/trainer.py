@@ -181,9 +181,9 @@ class _Run:
             raise share.error
 
     def _step(self, step: int, share: Share) -> float:
-        """One optimiser step: the mean loss of the whole batch."""
+        """One optimiser step: the loss of the whole batch."""
         accelerator, recipe, optimizer = self._accelerator, self._recipe, self._optimizer
-        device, size = accelerator.device, self._stage.batches.size(step)
+        device = accelerator.device
         torch.manual_seed(derive_seed(recipe.seed, "step", step, accelerator.process_index))  # dropout's masks
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, recipe.optimizer)
@@ -194,12 +194,12 @@ class _Run:
             with waiting, training_attention(device):
                 with autocast(device, recipe.precision):
                     losses: Tensor = self._losses(part.batch)
-                # The processes' gradients are averaged, so this makes the mean over the whole batch of all of them.
-                scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes / size))
+                # The processes' gradients are averaged, so this makes the sum over the whole batch of all of them.
+                scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes * part.weight))
                 accelerator.backward(scaled)
-            total += losses.detach().sum()
+            total += losses.detach().sum() * part.weight
             bad += [part.names[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
-        (loss,) = self._sum(total.item() / size)
+        (loss,) = self._sum(total.item())
         if not math.isfinite(loss):
             self._refuse("loss", step, loss, bad)
         self._scaler.unscale_(optimizer)
