@@ -35,8 +35,7 @@ BATCHES = {"image stage: 32 pictures": (32, 1), "video stage: 12 clips of 8 fram
 def stock(unet: Any) -> UNet2DConditionModel:
     """The 2-D network with the configuration of the video network."""
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
-    config = {key: value for key, value in unet.config.items() if key in known}
-    return UNet2DConditionModel(**{**config, "time_cond_proj_dim": None})
+    return UNet2DConditionModel(**{key: value for key, value in unet.config.items() if key in known})
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer, clips: int, frames: int) -> float:

@@ -36,13 +36,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_options_arrive(run: Run, asked: list[Any]) -> None:
     flags = ("--set", "pairs", "--set", "training", "--loop", "--no-floors", "--limit", "3", "--guidance", "2.5")
-    flags = (*flags, "--noise-correlation", "0.9")
+    flags = (*flags, "--motion-guidance", "0.5", "--noise-correlation", "0.9")
     result = run("evaluate", "emoji", "--model", "m", "--data", "d", "--base", "b", *flags, "--json")
     assert json.loads(result.out) == RESULT
     model, data, output, options, base, device, dtype, _ = asked[0]
     assert (model, str(data), str(output), base, device, dtype) == ("m", "d", "runs/evaluation", "b", "auto", "auto")
     assert options == evaluation.EvaluationOptions(
-        guidance_scale=2.5, noise_correlation=0.9, limit=3, sets=("pairs", "training"), loop=True, floors=False
+        guidance_scale=2.5,
+        motion_guidance=0.5,
+        noise_correlation=0.9,
+        limit=3,
+        sets=("pairs", "training"),
+        loop=True,
+        floors=False,
     )
 
 

@@ -173,6 +173,7 @@ def test_real_features_are_not_taken_for_another_folders(emoji_data: Path, tmp_p
         ({"steps": 0}, "steps"),
         ({"limit": 0}, "limit"),
         ({"sets": ("test",)}, "sets"),
+        ({"motion_guidance": 1.5}, "motion_guidance"),
         ({"noise_correlation": 1.0}, "noise_correlation"),
     ],
 )

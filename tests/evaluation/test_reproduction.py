@@ -287,6 +287,7 @@ def test_models_that_are_something_else_are_refused(place: Path, road: Path, tmp
     ("part", "fact", "value", "message"),
     [
         ("", "default_guidance_scale", 2.0, r"default_guidance_scale \(4.0, not 2.0\)"),
+        ("", "default_motion_guidance", 0.5, r"default_motion_guidance \(1.0, not 0.5\)"),
         ("", "mask_padding", False, r"mask_padding \(True, not False\)"),
         ("", "fps", 12, r"fps \(8.0, not 12\)"),
         ("", "default_noise_correlation", 0.1, r"first step's noise_correlation \(0.5, not 0.1\)"),

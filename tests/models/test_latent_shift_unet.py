@@ -26,7 +26,6 @@ from latent_shift.core.errors import InputError
 from latent_shift.models import LatentShiftUNet, ShiftResnetBlock2D
 from latent_shift.models.attention import attend_by_clip, attends_by_clip
 from latent_shift.models.layers import LeanFeedForward, LeanTransformer2DModel, LeanUpsample2D
-from latent_shift.models.video_unet import frame_places
 from latent_shift.ops import shift_group_norm_silu
 
 TINY: dict[str, Any] = {
@@ -175,7 +174,6 @@ def test_config_round_trip(tmp_path: Path, name: str) -> None:
         "shift_distance": 2,
         "default_boundary": "circular",
         "noise_correlation": 0.5,
-        "frame_frequencies": 2,
     }
     parents = {"dropout": 0.25, "norm_eps": 1e-4, "flip_sin_to_cos": False, "downsample_padding": 1}
     unet = LatentShiftUNet(**{**TINY, **CONFIGS[name]}, **shift, **parents).eval()
@@ -201,7 +199,7 @@ def test_a_2d_config_gives_the_papers_shift() -> None:
     plain, _ = make_pair()
     unet = LatentShiftUNet.from_config(plain.config)
     options = {"shift_fold": 3, "shift_placement": "before_norm1", "shift_distance": 1, "default_boundary": "zero"}
-    options |= {"noise_correlation": 0.0, "frame_frequencies": 0}
+    options |= {"noise_correlation": 0.0}
     assert {key: unet.config[key] for key in options} == options
     assert unet.config.block_out_channels == TINY["block_out_channels"]
     # An option given beside the config counts.
@@ -570,74 +568,6 @@ def test_checkpointing_gives_the_same_loss_and_gradients(boundary: str | None) -
         assert torch.allclose(results[1][name], value, rtol=1e-6, atol=1e-9), name
 
 
-def make_placed(**options: Any) -> LatentShiftUNet:
-    """A network whose frames know their place."""
-    torch.manual_seed(0)
-    return LatentShiftUNet(**{**TINY, "frame_frequencies": 2, **options}).eval()
-
-
-def test_the_place_of_a_frame_is_its_phase_in_the_loop() -> None:
-    places = frame_places(8, 2).double()
-    angle = torch.arange(8, dtype=torch.float64) / 8 * 2 * torch.pi
-    expected = torch.stack([angle.sin(), (2 * angle).sin(), angle.cos(), (2 * angle).cos()], dim=1)
-    torch.testing.assert_close(places, expected, rtol=0, atol=1e-6)
-    steps = (places - places.roll(1, dims=0)).norm(dim=1)
-    # From the last to the first frame is as far as from any to the next.
-    torch.testing.assert_close(steps, steps[:1].expand(8), rtol=1e-5, atol=0)
-    assert torch.equal(frame_places(1, 2), torch.zeros(1, 4))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("processor", ["once a clip", "repeated"])
-@pytest.mark.parametrize("name", ["LDM", "SDXL", "scale_shift"])
-def test_frames_know_their_place(name: str, processor: str) -> None:
-    """Against diffusers' own network, which is told each picture's place as its `timestep_cond`."""
-    unet = make_placed(**CONFIGS[name])
-    if processor == "repeated":
-        unet.set_attn_processor(AttnProcessor2_0())
-    plain = UNet2DConditionModel(**{**TINY, **CONFIGS[name], "time_cond_proj_dim": 4}).eval()
-    plain.load_state_dict(unet.state_dict(), strict=True)
-    inputs, conditions = make_inputs(), make_conditions(name, 2)
-    sample, timestep, text = inputs
-    expected = plain(
-        fold(sample),
-        per_frame(timestep, 3),
-        per_frame(text, 3),
-        timestep_cond=frame_places(3, 2).repeat(2, 1),
-        **per_frame(conditions, 3),
-    ).sample
-    torch.testing.assert_close(fold(unet(*inputs, boundary=None, **conditions).sample), expected, rtol=1e-4, atol=1e-5)
-    # In a loop all frames are alike but for their place.
-    still = sample[:, :, :1].expand(-1, -1, 3, -1, -1)
-    moving = unet(still, timestep, text, boundary="circular", **conditions).sample
-    assert (moving[:, :, 1:] - moving[:, :, :1]).abs().amax() > 1e-3
-    # A picture has no place: diffusers' network without the condition.
-    picture = unet(sample[:, :, :1], timestep, text, boundary=None, **conditions).sample
-    expected = plain(sample[:, :, 0], timestep, text, **conditions).sample
-    torch.testing.assert_close(picture[:, :, 0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_image_model_learns_places_anew() -> None:
-    _, shifted = make_pair()
-    assert not shifted.frame_place_keys
-    placed = LatentShiftUNet.from_config(shifted.config, frame_frequencies=3)
-    (key,) = placed.frame_place_keys
-    before = placed.state_dict()[key].clone()
-    placed.load_image_state_dict(shifted.state_dict())
-    assert before.std() > 0.1
-    assert torch.equal(placed.state_dict()[key], before)
-    assert all(torch.equal(tensor, placed.state_dict()[name]) for name, tensor in shifted.state_dict().items())
-    again = LatentShiftUNet.from_config(placed.config)
-    again.load_image_state_dict(placed.state_dict())
-    assert torch.equal(again.state_dict()[key], before)
-
-
-@pytest.mark.usefixtures("as_users_run")
-def test_places_take_the_place_of_a_condition() -> None:
-    with pytest.raises(InputError, match="timestep_cond must be None: frame_frequencies takes its place"):
-        make_placed()(*make_inputs(), timestep_cond=torch.zeros(2, 4))
-
-
 def test_no_state_is_left_on_the_modules() -> None:
     _, shifted = make_pair()
     before = [set(vars(module)) for module in shifted.modules()]
@@ -658,11 +588,6 @@ def test_no_state_is_left_on_the_modules() -> None:
         ({"default_boundary": "wrap"}, "default_boundary must be one of zero, circular, got 'wrap'"),
         ({"noise_correlation": 1.0}, r"noise_correlation must be in \[0, 1\), got 1.0"),
         ({"noise_correlation": -0.1}, r"noise_correlation must be in \[0, 1\), got -0.1"),
-        ({"frame_frequencies": -1}, "frame_frequencies must be at least 0, got -1"),
-        (
-            {"frame_frequencies": 2, "time_cond_proj_dim": 6},
-            "time_cond_proj_dim must be None: frame_frequencies takes its place, got 6",
-        ),
         (
             {"down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D")},
             "block type must be one of CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UNetMidBlock2DCrossAttn, "

@@ -54,6 +54,7 @@ def test_round_trip_of_diffusers_autoencoder_and_all_settings(make_pipeline: Mak
         "default_frames": 2,
         "default_size": 8,
         "default_guidance_scale": 1.5,
+        "default_motion_guidance": 0.5,
         "fps": 12.0,
     }
     options = {

@@ -104,25 +104,6 @@ def test_and_back(source: tuple[str, Any, Path], tmp_path: Path) -> None:
             assert_same_weights(network, getattr(loaded, name))
 
 
-def test_the_place_of_a_frame_stays_in_video_models(tmp_path: Path) -> None:
-    placed = load_preset("tiny", "cpu", "fp32", seed=1)
-    plain = placed.unet
-    placed.register_modules(unet=LatentShiftUNet.from_config(plain.config, frame_frequencies=2))
-    placed.unet.load_image_state_dict(plain.state_dict())
-    placed.save_pretrained(tmp_path / "placed")
-    for to in ("shift", "vdm", "image"):
-        convert_model(tmp_path / "placed", tmp_path / to, to)
-    (key,) = placed.unet.frame_place_keys
-    for to in ("shift", "vdm"):
-        unet = load_pipeline(str(tmp_path / to), "cpu", "fp32").unet
-        assert unet.config.frame_frequencies == 2
-        assert torch.equal(unet.state_dict()[key], placed.unet.state_dict()[key])
-    # diffusers' pipelines would take the condition for a guidance scale, and leave out guidance.
-    unet = UNet2DConditionModel.from_pretrained(tmp_path / "image" / "unet")
-    assert unet.config.time_cond_proj_dim is None
-    assert_same_weights(unet, plain)
-
-
 def test_latent_vdm_starts_as_the_image_model(source: tuple[str, Any, Path], tmp_path: Path) -> None:
     _, theirs, folder = source
     made = convert_model(folder, tmp_path / "vdm", "vdm")

@@ -230,6 +230,38 @@ def test_guidance(pipeline: LatentShiftPipeline) -> None:
     torch.testing.assert_close(itself, without, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_guidance_may_be_weaker_on_motion(pipeline: LatentShiftPipeline, halves: bool) -> None:
+    """Of one step to the end: what the mean over the frames has, and what is left of a frame."""
+    pipeline.scheduler = make_scheduler("ddim-trailing", pipeline.scheduler.config)
+    pipeline.guides_in_halves = halves
+
+    def parts(**options: Any) -> tuple[Tensor, Tensor]:
+        frames = run(pipeline, num_inference_steps=1, **options)
+        mean = frames.mean(dim=2, keepdim=True)
+        return mean, frames - mean
+
+    still, motion = parts(guidance_scale=5.0, motion_guidance=0.25)
+    torch.testing.assert_close(still, parts(guidance_scale=5.0)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(motion, parts(guidance_scale=2.0)[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(motion, parts(guidance_scale=5.0)[1], atol=1e-2)
+    # An image has no motion.
+    image = run(pipeline, num_frames=1, guidance_scale=5.0, motion_guidance=0.0)
+    torch.testing.assert_close(image, run(pipeline, num_frames=1, guidance_scale=5.0), rtol=1e-4, atol=1e-4)
+
+
+def test_motion_guidance_of_the_model(pipeline: LatentShiftPipeline, tmp_path: Path) -> None:
+    calm = run(pipeline, motion_guidance=0.25)
+    assert not torch.equal(calm, run(pipeline))
+    pipeline.register_to_config(default_motion_guidance=0.25)
+    assert torch.equal(run(pipeline), calm)
+    pipeline.save_pretrained(tmp_path)
+    assert LatentShiftPipeline.from_pretrained(tmp_path).config.default_motion_guidance == 0.25
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(InputError, match=rf"motion_guidance must be in \[0, 1\], got {wrong}"):
+            run(pipeline, motion_guidance=wrong)
+
+
 def test_defaults_are_the_models(make_pipeline: MakePipeline) -> None:
     pipeline = make_pipeline(default_frames=2, default_guidance_scale=4.0)
     assert torch.equal(run(pipeline), run(pipeline, num_frames=2, guidance_scale=4.0, height=16, width=16))

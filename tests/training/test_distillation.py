@@ -21,7 +21,7 @@ from latent_shift.training.distillation import DistillationStage
 
 from .conftest import MakeRecipe, make_stage_of
 
-SCALE = 3.0
+SCALE, SHARE = 3.0, 0.4
 MakeStudent = Callable[..., DistillationStage]
 
 
@@ -35,7 +35,9 @@ def teacher(request: pytest.FixtureRequest, road: Path, tmp_path: Path) -> Path:
             parameter *= 5
     noise = noise_schedule(DiffusionConfig(prediction_type=kind, zero_terminal_snr=kind == "v_prediction"))
     pipeline.scheduler = make_scheduler("dpm++", noise.config)
-    pipeline.register_to_config(default_guidance_scale=SCALE, default_noise_correlation=0.8)
+    pipeline.register_to_config(
+        default_guidance_scale=SCALE, default_motion_guidance=SHARE, default_noise_correlation=0.8
+    )
     pipeline.save_pretrained(tmp_path / "teacher")
     return tmp_path / "teacher"
 
@@ -123,7 +125,9 @@ def test_later_steps_start_where_the_students_steps_lead(make_student: MakeStude
             options: dict[str, Any] = {"boundary": "zero", "return_dict": False}
             plain = stage.network(latents, time, words, **options)[0]
             empty = stage.network(latents, time, stage._empty.expand_as(words), **options)[0]
-            expected = ((SCALE - 1) * (plain - empty)).square().mean()
+            difference = plain - empty
+            still = difference.mean(dim=2, keepdim=True)
+            expected = ((SCALE - 1) * (still + SHARE * (difference - still))).square().mean()
             torch.testing.assert_close(loss[row], expected, rtol=1e-3, atol=1e-7)
 
 

@@ -39,6 +39,9 @@ def emoji(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the scheduler's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    motion_guidance: Annotated[
+        float | None, typer.Option(help="Share of guidance that acts on motion, 0 to 1. [default: the model's]")
+    ] = None,
     noise_correlation: Annotated[
         float | None, typer.Option(help="Of neighbouring frames' noise, 0 to below 1. [default: the model's]")
     ] = None,
@@ -66,6 +69,7 @@ def emoji(
         steps=steps,
         fast=fast,
         guidance_scale=guidance,
+        motion_guidance=motion_guidance,
         noise_correlation=noise_correlation,
         seed=seed,
         limit=limit,

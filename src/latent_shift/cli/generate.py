@@ -44,6 +44,10 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")
     ] = None,
+    motion_guidance: Annotated[
+        float | None,
+        typer.Option(help="Share of guidance that acts on motion, 0 to 1; less is calmer. [default: the model's]"),
+    ] = None,
     noise_correlation: Annotated[
         float | None,
         typer.Option(help="Of neighbouring frames' noise, 0 to below 1; higher moves less. [default: the model's]"),
@@ -80,6 +84,8 @@ def generate(
     check_at_least("--steps", 1 if steps is None else steps, 1)
     if guidance is not None and not math.isfinite(guidance):
         raise InputError("--guidance", guidance, "be a number")
+    if motion_guidance is not None and not 0 <= motion_guidance <= 1:
+        raise InputError("--motion-guidance", motion_guidance, "be in [0, 1]")
     if noise_correlation is not None and not 0 <= noise_correlation < 1:
         raise InputError("--noise-correlation", noise_correlation, "be in [0, 1)")
     if not -(2**63) <= seed < 2**63 - num_videos:
@@ -106,6 +112,7 @@ def generate(
         "width": width,
         "num_inference_steps": steps or usual_steps,
         "guidance_scale": guidance,
+        "motion_guidance": motion_guidance,
         "noise_correlation": noise_correlation,
         "boundary": "circular" if loop else "default",
     }
@@ -150,6 +157,7 @@ def _make(
         seed,
         options["num_inference_steps"],
         options["guidance_scale"],
+        options["motion_guidance"],
         options["noise_correlation"],
         options["boundary"],
         len(frames),

@@ -55,6 +55,7 @@ class EvaluationOptions:
         steps: denoising steps; the scheduler's usual number where None.
         fast: the model as `load_pipeline` distils it.
         guidance_scale: the model's own where None.
+        motion_guidance: the model's own where None.
         noise_correlation: of the first step's noise; the model's own where None.
         seed: all clips' seeds follow from it.
         labels: how many training labels.
@@ -69,6 +70,7 @@ class EvaluationOptions:
     steps: int | None = None
     fast: bool = False
     guidance_scale: float | None = None
+    motion_guidance: float | None = None
     noise_correlation: float | None = None
     seed: int = 0
     labels: int = 100
@@ -83,6 +85,8 @@ class EvaluationOptions:
         for name in ("steps", "limit", "labels", "batch_size"):
             check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
         find_scheduler(self.scheduler, self.fast)
+        if self.motion_guidance is not None and not 0 <= self.motion_guidance <= 1:
+            raise InputError("motion_guidance", self.motion_guidance, "be in [0, 1]")
         if self.noise_correlation is not None and not 0 <= self.noise_correlation < 1:
             raise InputError("noise_correlation", self.noise_correlation, "be in [0, 1)")
         for name in self.sets:
@@ -175,6 +179,7 @@ def evaluate_emoji(
             "scheduler": options.scheduler,
             "steps": options.steps,
             "guidance_scale": store["model"].settings["guidance_scale"],
+            "motion_guidance": store["model"].settings["motion_guidance"],
             "noise_correlation": store["model"].settings["noise_correlation"],
             "seed": options.seed,
             "limit": options.limit,
@@ -209,6 +214,7 @@ def _store(
         boundary=_BOUNDARIES[row],
         steps=options.steps or 1,
         guidance_scale=options.guidance_scale,
+        motion_guidance=options.motion_guidance,
         noise_correlation=options.noise_correlation,
         scheduler=options.scheduler or "",
     )

@@ -227,9 +227,11 @@ def _method(result: dict[str, Any]) -> str:
         "checked; that their recipes were the same but for the network is not.",
         f"{settings['machine']}, {settings['threads']} threads, {settings['dtype']}, PyTorch {settings['torch']}, "
         f"latent-shift {settings['latent_shift']}.",
-        f"Denoising steps: {settings['steps']}. Guidance and correlation of the first step's noise: "
+        f"Denoising steps: {settings['steps']}. Guidance, the share of it that motion has, and correlation of the "
+        "first step's noise: "
         + "; ".join(
-            f"{_TITLES[name]} {settings['guidance_scale'][name]:g} and {settings['noise_correlation'][name]:g}"
+            f"{_TITLES[name]} {settings['guidance_scale'][name]:g}, {settings['motion_guidance'][name]:g} and "
+            f"{settings['noise_correlation'][name]:g}"
             for name in settings["guidance_scale"]
         )
         + ".",
@@ -263,12 +265,11 @@ def _claim_rows(claims: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _what_stays_on(settings: dict[str, Any]) -> str:
-    """What the shift off leaves to tell frames apart, or to tie them."""
+    """What the shift off leaves to tie frames."""
     correlation = settings["noise_correlation"]["latent_shift"]
-    left = [f"neighbouring frames begin from noise that correlates by {correlation:g}"]
-    if settings["frame_frequencies"]:
-        left.append("each frame is told its place in the loop (`frame_frequencies`)")
-    text = f"\n\nWith the shift off, {' and '.join(left)}, as with it."
+    text = (
+        f"\n\nWith the shift off, neighbouring frames begin from noise that correlates by {correlation:g}, as with it."
+    )
     if settings["loop"]:
         text += (
             " These models draw loops, and a loop of one frame is its own neighbour: one frame with and without the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class SampleStore:
             output: the folder of all stores.
             pipeline: makes the clips.
             settings: what clips depend on (`sample_settings`); of these `frames`, `steps`, `guidance_scale`,
-                `noise_correlation` and `boundary` are given to the pipeline.
+                `motion_guidance`, `noise_correlation` and `boundary` are given to the pipeline.
             batch_size: clips made at once; changes them only within rounding.
         """
         self.settings = dict(settings)
@@ -87,6 +88,7 @@ class SampleStore:
             num_frames=self.settings["frames"],
             num_inference_steps=self.settings["steps"],
             guidance_scale=self.settings["guidance_scale"],
+            motion_guidance=self.settings["motion_guidance"],
             noise_correlation=self.settings["noise_correlation"],
             boundary=self.settings["boundary"],
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
@@ -102,6 +104,7 @@ def sample_settings(
     boundary: Boundary | Literal["default"] | None,
     steps: int,
     guidance_scale: float | None = None,
+    motion_guidance: float | None = None,
     noise_correlation: float | None = None,
     scheduler: str = "dpm++",
 ) -> dict[str, Any]:
@@ -114,10 +117,11 @@ def sample_settings(
         boundary: as the pipeline takes it.
         steps: denoising steps.
         guidance_scale: the model's own where None.
+        motion_guidance: the model's own where None.
         noise_correlation: the model's own where None.
         scheduler: a key of `SCHEDULERS`, which the pipeline has.
     """
-    guidance, correlation = pipeline.config.default_guidance_scale, pipeline.noise_correlation
+    config, correlation = pipeline.config, pipeline.noise_correlation
     return {
         "frames": frames,
         "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
@@ -125,7 +129,8 @@ def sample_settings(
         "fast": pipeline.is_fast,
         "scheduler": scheduler,
         "steps": steps,
-        "guidance_scale": guidance if guidance_scale is None else guidance_scale,
+        "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "motion_guidance": config.default_motion_guidance if motion_guidance is None else motion_guidance,
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "version": _VERSION,
@@ -133,7 +138,8 @@ def sample_settings(
 
 
 def hash_folder(folder: Path) -> str:
-    """A SHA-256 of the names and contents of all files below a folder: which weights made a clip."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """A SHA-256 of the names and contents of all files below a folder, links followed: which weights made a clip."""
+    walked = os.walk(folder, followlinks=True)  # `rglob` passes over folders that are links
+    files = sorted(Path(place) / name for place, _, names in walked for name in names)
     lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,7 +8,6 @@ and wrong gradients with checkpointing.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -39,8 +38,6 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     Args:
         noise_correlation: of the noise of neighbouring frames, in training and at the first step of sampling, in
             [0, 1); 0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
-        frame_frequencies: tells each frame its place in the clip: sine and cosine of 1 to this many turns a clip join
-            its time embedding (`time_embedding.cond_proj`, random before training); 0 is the paper.
         default_boundary: what `forward`'s `boundary="default"` means; `"circular"` for a model of loops.
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
@@ -51,26 +48,14 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     def __init__(
         self,
         noise_correlation: float = 0.0,
-        frame_frequencies: int = 0,
         default_boundary: Boundary = "zero",
         **kwargs: Any,
     ) -> None:
         check_option("default_boundary", default_boundary, ("zero", "circular"))
         if not 0 <= noise_correlation < 1:
             raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
-        if frame_frequencies < 0:
-            raise InputError("frame_frequencies", frame_frequencies, "be at least 0")
-        if frame_frequencies:
-            given = kwargs.get("time_cond_proj_dim")
-            if given not in (None, 2 * frame_frequencies):
-                raise InputError("time_cond_proj_dim", given, "be None: frame_frequencies takes its place")
-            kwargs["time_cond_proj_dim"] = 2 * frame_frequencies
         super().__init__(**kwargs)
-        self.register_to_config(
-            noise_correlation=noise_correlation,
-            frame_frequencies=frame_frequencies,
-            default_boundary=default_boundary,
-        )
+        self.register_to_config(noise_correlation=noise_correlation, default_boundary=default_boundary)
         self._refuse_unknown_parts()
         attend_by_clip(self)
         use_lean_layers(self)
@@ -83,16 +68,11 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         """Keys of the layers that the 2-D U-Net does not have (`temporal_attentions`)."""
         return {key for key in self.state_dict() if ".temporal_attentions." in key}
 
-    @property
-    def frame_place_keys(self) -> set[str]:
-        """Keys of what tells frames their place (`frame_frequencies`)."""
-        return {"time_embedding.cond_proj.weight"} if self.config.frame_frequencies else set()
-
     def load_image_state_dict(self, state: Mapping[str, Tensor], assign: bool = False) -> None:
         """Loads the weights of a 2-D U-Net, or of a network like this one.
 
-        Every weight must have its place. Two kinds may be missing, all at once, and stay as they are: layers that mix
-        frames, which change nothing before training, and what tells frames their place.
+        Every weight must have its place. Layers that mix frames may be missing, all at once, and stay as they are: they
+        change nothing before training.
 
         Args:
             state: the weights.
@@ -101,7 +81,7 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         Raises:
             InputError: a `ValueError`, for a key that is missing or unexpected, or a shape that differs; names it.
         """
-        load_exactly(self, state, optional=(self.frame_mixing_keys, self.frame_place_keys), assign=assign)
+        load_exactly(self, state, optional=self.frame_mixing_keys, assign=assign)
 
     def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
         """A ResNet block on folded frames."""
@@ -190,7 +170,8 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         # round by the number of rows, and so every bit is that of the 2-D network on the same frames.
         early = 1 if attends_by_clip(self) else num_frames
         text, added = _repeat(encoder_hidden_states, early), _repeat(added_cond_kwargs, early)
-        emb = self._embed_time(self.get_time_embed(sample=sample, timestep=timestep), timestep_cond, num_frames, early)
+        time = self.get_time_embed(sample=sample, timestep=timestep)
+        emb = self.time_embedding(_repeat(time, early), _repeat(timestep_cond, early))
         aug_emb = self.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
         if aug_emb is not None:
             emb = emb + _repeat(aug_emb, len(emb) // len(aug_emb))
@@ -253,15 +234,6 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         prediction = _unfold_frames(self.conv_out(x), batch)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _embed_time(self, time: Tensor, timestep_cond: Tensor | None, num_frames: int, early: int) -> Tensor:
-        """The embedding of the timestep: `early` equal rows a clip, or a row a frame where frames know their place."""
-        if not self.config.frame_frequencies:
-            return cast("Tensor", self.time_embedding(_repeat(time, early), _repeat(timestep_cond, early)))
-        if timestep_cond is not None:
-            raise InputError("timestep_cond", tuple(timestep_cond.shape), "be None: frame_frequencies takes its place")
-        place = frame_places(num_frames, self.config.frame_frequencies).to(time)
-        return cast("Tensor", self.time_embedding(_repeat(time, num_frames), place.repeat(len(time), 1)))
-
     def _check_inputs(self, sample: Tensor, encoder_hidden_states: Tensor, boundary: str | None) -> None:
         if sample.ndim != 5:
             raise InputError("sample", tuple(sample.shape), "have 5 axes (batch, channels, frames, height, width)")
@@ -273,17 +245,6 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         for name, size in zip(("height", "width"), sample.shape[-2:], strict=True):
             if size % factor:
                 raise InputError(f"{name} of the latents", size, f"be a multiple of {factor}")
-
-
-def frame_places(num_frames: int, frequencies: int) -> Float[Tensor, "frames twice_the_frequencies"]:
-    """Where in its clip each frame is: sines, then cosines, of 1 to `frequencies` turns a clip, so a loop closes.
-
-    A picture is nowhere in a clip: its row is zero, and the network the 2-D one.
-    """
-    if num_frames == 1:
-        return torch.zeros(1, 2 * frequencies)
-    turns = torch.arange(num_frames)[:, None] * torch.arange(1, frequencies + 1) / num_frames
-    return torch.cat([(2 * math.pi * turns).sin(), (2 * math.pi * turns).cos()], dim=1)
 
 
 def _fold_frames(

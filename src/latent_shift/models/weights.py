@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ def load_exactly(
     network: nn.Module,
     state: Mapping[str, Tensor],
     name: str = "weights",
-    optional: Iterable[Set[str]] = (),
+    optional: Set[str] = frozenset(),
     assign: bool = False,
 ) -> None:
     """Loads weights of exactly the network's keys and shapes.
@@ -22,7 +22,7 @@ def load_exactly(
         network: what they are for.
         state: the weights.
         name: what messages call them.
-        optional: groups of keys; each may be missing, all of it at once, and stays as it is.
+        optional: keys that may be missing, all of them at once, and stay as they are.
         assign: whether the network takes the tensors themselves, with their dtype and memory, and does not copy.
 
     Raises:
@@ -30,9 +30,8 @@ def load_exactly(
     """
     own = network.state_dict()
     missing = own.keys() - state.keys()
-    for group in optional:
-        if group <= missing:
-            missing -= group
+    if optional <= missing:
+        missing -= optional
     for kind, keys in (("missing", missing), ("unexpected", state.keys() - own.keys())):
         if keys:
             raise InputError(name, f"{kind} {min(keys)}", f"fit {type(network).__name__}")

@@ -153,22 +153,18 @@ def _load_network(
 ) -> tuple[nn.Module, int]:
     """The network with the source's own tensors, mapped and not copied; and how many parameters are new."""
     label, config = f"{name} of {source}", part.config
-    left_out = [] if unet_class in (None, LatentVDMUNet) else [".temporal_attentions."]
-    if unet_class is UNet2DConditionModel and config.get("frame_frequencies"):
-        # A picture has no place in a clip, and diffusers' pipelines take this condition for one of guidance.
-        config = {**config, "time_cond_proj_dim": None}
-        left_out.append("time_embedding.cond_proj.")
     with torch.device("meta"):
         network = _build(unet_class or part.network_class, config, label)
     state = _known_names(network, part.read())
-    state = {key: tensor for key, tensor in state.items() if not any(name in key for name in left_out)}
+    if unet_class not in (None, LatentVDMUNet):
+        state = {key: tensor for key, tensor in state.items() if ".temporal_attentions." not in key}
     optional: set[str] = set()
     new = 0
     if unet_class is LatentVDMUNet:
         optional = cast("LatentVDMUNet", network).frame_mixing_keys
         if optional.isdisjoint(state):
             new = _make_temporal_layers(network, next(iter(state.values())).dtype, seed)
-    load_exactly(network, state, label, (optional,), assign=True)
+    load_exactly(network, state, label, optional, assign=True)
     return network, new
 
 

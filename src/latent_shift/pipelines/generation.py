@@ -35,6 +35,7 @@ def clip_settings(
     seed: int,
     steps: int,
     guidance_scale: float | None,
+    motion_guidance: float | None,
     noise_correlation: float | None,
     boundary: str | None,
     num_frames: int,
@@ -50,10 +51,12 @@ def clip_settings(
         seed: of its generator.
         steps: denoising steps.
         guidance_scale: None stands for the model's.
+        motion_guidance: as `guidance_scale`.
         noise_correlation: as `guidance_scale`.
         boundary: as the pipeline was given it.
         num_frames: of the clip made.
     """
+    config = pipeline.config
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -62,7 +65,8 @@ def clip_settings(
         "fast": pipeline.is_fast,
         "scheduler": scheduler,
         "steps": steps,
-        "guidance_scale": pipeline.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "motion_guidance": config.default_motion_guidance if motion_guidance is None else motion_guidance,
         "noise_correlation": pipeline.noise_correlation if noise_correlation is None else noise_correlation,
         "loop": num_frames > 1 and "circular" in (boundary, pipeline.unet.default_boundary),
         "version": f"latent-shift {__version__}",

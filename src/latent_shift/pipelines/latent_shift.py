@@ -25,6 +25,7 @@ from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
+from .guidance import guide
 from .noise import correlate_frames, scheduler_step
 from .text import encode_text
 
@@ -58,6 +59,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_frames: `num_frames` where it is not given.
         default_size: height and width where they are not given, in pixels.
         default_guidance_scale: `guidance_scale` where it is not given.
+        default_motion_guidance: `motion_guidance` where it is not given.
         default_noise_correlation: `noise_correlation` where it is not given; the U-Net's of training where None.
         fps: frames a second that the model was trained at.
 
@@ -88,6 +90,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_frames: int = 16,
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
+        default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
         fps: float = 8.0,
     ) -> None:
@@ -99,6 +102,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             default_frames=default_frames,
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
+            default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
             fps=fps,
         )
@@ -131,6 +135,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         width: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
+        motion_guidance: float | None = None,
         noise_correlation: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -157,6 +162,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             width: as `height`.
             num_inference_steps: denoising steps.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
+            motion_guidance: how much of guidance acts on what differs between the frames, in [0, 1]: the scale there is
+                1 + `motion_guidance` (s - 1). 1 is the paper; where guidance makes motion too large, less is better.
             noise_correlation: of the initial noise of neighbouring frames, in [0, 1); 0 is the paper. Above that of
                 training, motion has less noise to start from: it is calmer, and more as the sentence says.
             num_videos_per_prompt: clips for each prompt.
@@ -184,6 +191,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         height, width = self.resolve_size(height, width)
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        share = self.config.default_motion_guidance if motion_guidance is None else motion_guidance
+        if not 0 <= share <= 1:
+            raise InputError("motion_guidance", share, "be in [0, 1]")
         generator = list(generator) if isinstance(generator, tuple) else generator
         self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
         for name in callback_on_step_end_tensor_inputs:
@@ -208,7 +218,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                prediction = self._predict(latents, timestep, positive, negative, scale, boundary, added)
+                prediction = self._predict(latents, timestep, positive, negative, scale, share, boundary, added)
                 stepped = step(prediction, timestep, latents, **step_options, return_dict=False)
                 latents = stepped[0]
                 if callback_on_step_end is not None:
@@ -320,6 +330,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         positive: Tensor,
         negative: Tensor,
         scale: float,
+        motion_guidance: float,
         boundary: Any,
         added: Mapping[str, Tensor] | None,
     ) -> Tensor:
@@ -339,13 +350,13 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             try:
                 both = run(torch.cat([sample, sample]), torch.cat([negative, positive]), slice(None))
                 unconditional, conditional = both.chunk(2)
-                return unconditional + scale * (conditional - unconditional)
+                return guide(unconditional, conditional, scale, motion_guidance)
             except torch.OutOfMemoryError:
                 logger.warning("no memory for guidance in one batch: from here on in two halves")
                 self.guides_in_halves = True
         unconditional = run(sample, negative, slice(count))
         conditional = run(sample, positive, slice(count, None))
-        return unconditional + scale * (conditional - unconditional)
+        return guide(unconditional, conditional, scale, motion_guidance)
 
     def _encode(self, captions: Sequence[str]) -> Tensor:
         return encode_text(

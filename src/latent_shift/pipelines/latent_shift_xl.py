@@ -37,6 +37,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_frames: see `LatentShiftPipeline`.
         default_size: see `LatentShiftPipeline`.
         default_guidance_scale: see `LatentShiftPipeline`.
+        default_motion_guidance: see `LatentShiftPipeline`.
         default_noise_correlation: see `LatentShiftPipeline`.
         fps: see `LatentShiftPipeline`.
     """
@@ -66,6 +67,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_frames: int = 16,
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
+        default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
         fps: float = 8.0,
     ) -> None:
@@ -85,6 +87,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             default_frames=default_frames,
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
+            default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
             fps=fps,
         )

@@ -286,6 +286,7 @@ def _write(
         request.num_inference_steps,
         request.guidance_scale,
         None,
+        None,
         boundary,
         request.num_frames,
     )

@@ -48,8 +48,8 @@ class DenoisingStage:
         self.network.train()
         if recipe.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if recipe.stage == "image":  # what tells frames apart, or mixes them, is not asked
-            idle = self.network.frame_mixing_keys | self.network.frame_place_keys
+        if recipe.stage == "image":  # what mixes frames is not asked
+            idle = self.network.frame_mixing_keys
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name not in idle)
         if recipe.lora.rank:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.guidance import guide
 
 from .batches import Batch
 from .config import Recipe
@@ -31,12 +32,17 @@ class DistillationStage(DenoisingStage):
     """The network of a video model learns to take `distillation.steps` steps as its former self takes many."""
 
     def __init__(
-        self, recipe: Recipe, pipeline: LatentShiftPipeline, accelerator: Accelerator, guidance: float
+        self,
+        recipe: Recipe,
+        pipeline: LatentShiftPipeline,
+        accelerator: Accelerator,
+        guidance_scale: float,
+        motion_guidance: float,
     ) -> None:
-        """Keeps a copy of the U-Net of `pipeline` as the teacher, which follows its guidance by this scale."""
+        """Keeps a copy of the U-Net of `pipeline` as the teacher, which follows its guidance (`guide`) by these."""
         teacher = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()
         self._teacher = teacher.to(device=accelerator.device, dtype=DTYPES[recipe.precision])
-        self._guidance = guidance
+        self._guidance = guidance_scale, motion_guidance
         super().__init__(recipe, pipeline, accelerator)
         schedule, options = self._noise_schedule, recipe.distillation
         kept = torch.cat([schedule.alphas_cumprod, torch.ones(1)]).to(accelerator.device)
@@ -98,7 +104,7 @@ class DistillationStage(DenoisingStage):
                 doubled, torch.cat([start, start]), texts, boundary=boundary, return_dict=False
             )[0]
             unconditional, conditional = prediction.float().chunk(2)
-            clean = self._clean(latents, unconditional + self._guidance * (conditional - unconditional), start)
+            clean = self._clean(latents, guide(unconditional, conditional, *self._guidance), start)
             length = self._log_snr(end) - self._log_snr(start)
             extrapolated = clean
             if before is not None:

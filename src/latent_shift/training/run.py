@@ -188,7 +188,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     unet_class = UNETS[recipe.model.video]
     torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
     scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
-    noise_correlation, guidance = recipe.preview.noise_correlation, 1.0
+    noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0)
     if recipe.model.init:
         folder = model_folder(recipe.model.init)
         base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
@@ -213,7 +213,8 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             scheduler = make_scheduler("ddim-trailing", base.scheduler.config)
             noise_correlation = base.noise_correlation if noise_correlation is None else noise_correlation
             asked = recipe.distillation.guidance_scale
-            guidance = base.config.default_guidance_scale if asked is None else asked
+            scale = base.config.default_guidance_scale if asked is None else asked
+            guidance = scale, base.config.default_motion_guidance
     else:
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
@@ -230,6 +231,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
+        default_motion_guidance=recipe.preview.motion_guidance,
         default_noise_correlation=noise_correlation,
     )
     _check_fit(pipeline)
@@ -240,7 +242,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     if accelerator.device.type == "cpu" and recipe.precision == "bf16" and not sharded:
         lay_out_for_cpu(pipeline.unet, torch.bfloat16)
     if recipe.distillation.steps:
-        return DistillationStage(recipe, pipeline, accelerator, guidance)
+        return DistillationStage(recipe, pipeline, accelerator, *guidance)
     return DenoisingStage(recipe, pipeline, accelerator)
 
 
