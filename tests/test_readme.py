@@ -14,7 +14,7 @@ from latent_shift.cli.app import app
 from latent_shift.media import read_video
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "models/README.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
