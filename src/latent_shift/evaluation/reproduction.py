@@ -128,7 +128,11 @@ def reproduce(
             "size": pipeline.config.default_size,
             "loop": loop,
             "steps": options.steps,
-            "guidance_scale": {name: one.config.default_guidance_scale for name, one in pipelines.items()},
+            # The base draws with the model's guidance.
+            "guidance_scale": {
+                name: (pipeline if name == "base" else one).config.default_guidance_scale
+                for name, one in pipelines.items()
+            },
             "motion_guidance": {name: one.config.default_motion_guidance for name, one in pipelines.items()},
             "noise_correlation": {name: one.noise_correlation for name, one in pipelines.items()},
             "seeds": options.seeds,
