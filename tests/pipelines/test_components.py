@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from latent_shift import LatentShiftPipeline, LatentShiftUNet, PatchAutoencoderKL
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.pipelines import convert_model
 
 from .conftest import MakePipeline, make_kl_vae, make_unet
 
@@ -339,6 +340,18 @@ def test_arguments_that_are_not_known(saved: Path) -> None:
         InputError, match="argument must be a part or setting of the pipeline, or revision, .* got 'shift'"
     ):
         LatentShiftPipeline.from_pretrained(saved, shift=3)
+
+
+def test_a_setting_that_is_not_known_is_not_passed_over(copy: Path, tmp_path: Path) -> None:
+    place = copy / "unet/config.json"
+    config = json.loads(place.read_text())
+    place.write_text(json.dumps({**config, "frame_frequencies": 4}))
+    for load in (LatentShiftPipeline.from_pretrained, lambda model: convert_model(model, tmp_path / "made", "vdm")):
+        with pytest.raises(InputError, match=r"^frame_frequencies in the config of .*unet.* must be left out"):
+            load(str(copy))
+    assert not (tmp_path / "made").exists()
+    place.write_text(json.dumps({**config, "frame_frequencies": 0}))  # which asked for nothing
+    LatentShiftPipeline.from_pretrained(copy)
 
 
 def test_the_text_encoder_of_another_size_is_refused(copy: Path) -> None:

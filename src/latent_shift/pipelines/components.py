@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
-from latent_shift.models import LatentShiftUNet
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet, VideoUNet
 
 _LIBRARIES = {
     "diffusers": "diffusers",
@@ -118,11 +118,13 @@ def load_component(
         variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
 
     Raises:
-        InputError: a key is missing, unexpected or has another shape.
+        InputError: a key is missing, unexpected or has another shape, or a setting is not known (`check_settings`).
         DataError: a file is missing or damaged.
     """
     _check_files(loaded_class, folder)
     with damaged_files_named(folder):
+        if issubclass(loaded_class, VideoUNet):
+            check_settings(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
         if not issubclass(loaded_class, torch.nn.Module):
             return loaded_class.from_pretrained(folder, local_files_only=True)
         component, report = loaded_class.from_pretrained(
@@ -145,6 +147,23 @@ def load_component(
         kept = dtype or torch.float32 if tensor.is_floating_point() else tensor.dtype
         tensor.data = tensor.data.to(kept, copy=True)
     return component
+
+
+def check_settings(config: Mapping[str, Any], place: str) -> None:
+    """Raises `InputError` where a video U-Net was saved with a setting that this version would pass over in silence.
+
+    Args:
+        config: of a network; those of other classes are not looked at, since other libraries add settings of their own.
+        place: where it is from, for the message.
+    """
+    own = {network.__name__: network for network in (LatentShiftUNet, LatentVDMUNet)}
+    network: Any = own.get(str(config.get("_class_name")))
+    if network is None:
+        return
+    known = network._get_init_keys(network)
+    for key, value in config.items():
+        if value and key not in known and not key.startswith("_"):
+            raise InputError(f"{key} in the config of {place}", value, "be left out: this version has no such setting")
 
 
 @contextlib.contextmanager

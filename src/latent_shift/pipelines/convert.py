@@ -25,7 +25,7 @@ from latent_shift.models.video_unet import check_option
 from latent_shift.models.weights import load_exactly
 
 from ._sources import Part, Source, read_folder, read_single_file
-from .components import check_replaceable, index_entry, resolve_folder, without_pooling
+from .components import check_replaceable, check_settings, index_entry, resolve_folder, without_pooling
 from .latent_shift import LatentShiftPipeline
 from .latent_shift_xl import LatentShiftXLPipeline
 from .loading import MODELS, model_folder
@@ -179,6 +179,7 @@ def _make_temporal_layers(network: nn.Module, dtype: torch.dtype, seed: int) -> 
 
 
 def _build(network_class: Any, config: Mapping[str, Any], label: str) -> nn.Module:
+    check_settings(config, label)
     try:
         if issubclass(network_class, PreTrainedModel):
             made: nn.Module = network_class(
