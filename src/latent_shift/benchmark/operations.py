@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from latent_shift.models.presets import Preset
 from latent_shift.models.resnet import ShiftResnetBlock2D
@@ -42,13 +43,10 @@ def measure_operations(
     chosen = choose_backend(device, dtype).backend
     if chosen == "native" and memory_format != "channels_last":
         chosen = "eager"  # which is what computes it then
-    layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
     groups, frames = preset.unet.get("norm_num_groups", 32), preset.num_frames
     for level, channels in enumerate(preset.unet["block_out_channels"]):
         side = preset.unet["sample_size"] >> level
-        x = torch.randn(frames, channels, side, side, device=device).to(dtype).contiguous(memory_format=layout)
-        weight = torch.ones(channels, device=device, dtype=dtype)
-        bias = torch.zeros_like(weight)
+        x, weight, bias = _features((frames, channels, side, side), device, dtype, memory_format)
         operations: list[tuple[str, str, Callable[[], Any]]] = [
             ("shift", "eager", partial(temporal_shift_folded, x, frames))
         ]
@@ -92,16 +90,13 @@ def measure_shift(
         the rounds) and `seconds_range`.
     """
     shapes = _block_inputs(preset)
-    layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
-    groups, frames = preset.unet.get("norm_num_groups", 32), preset.num_frames
+    options = {"num_groups": preset.unet.get("norm_num_groups", 32), "num_frames": preset.num_frames}
+    boundaries: dict[str, Boundary | None] = {"on": "zero", "off": None}
     jobs: dict[str, Callable[[], float]] = {}
     for shape in shapes:
-        x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout)
-        weight = torch.ones(shape[1], device=device, dtype=dtype)
-        options = {"num_groups": groups, "num_frames": frames}
-        boundaries: dict[str, Boundary | None] = {"on": "zero", "off": None}
+        features = _features(shape, device, dtype, memory_format)
         for name, boundary in boundaries.items():
-            call = partial(shift_group_norm_silu, x, weight, torch.zeros_like(weight), boundary=boundary, **options)
+            call = partial(shift_group_norm_silu, *features, boundary=boundary, **options)
             jobs[f"{shape} {name}"] = timed(_repeated(call, device), device)
     with torch.inference_mode():
         for job in jobs.values():
@@ -112,6 +107,16 @@ def measure_shift(
         for n in range(rounds)
     ]
     return {"blocks": shapes.total(), **spread("seconds", added)}
+
+
+def _features(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, memory_format: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random features, and weight and bias of their norm."""
+    layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout)
+    weight = torch.ones(shape[1], device=device, dtype=dtype)
+    return x, weight, torch.zeros_like(weight)
 
 
 def _block_inputs(preset: Preset) -> Counter[tuple[int, ...]]:

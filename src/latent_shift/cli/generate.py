@@ -156,11 +156,9 @@ def _make(
         options["negative_prompt"],
         seed,
         options["num_inference_steps"],
-        options["guidance_scale"],
-        options["motion_guidance"],
-        options["noise_correlation"],
         options["boundary"],
         len(frames),
+        **{name: options[name] for name in ("guidance_scale", "motion_guidance", "noise_correlation")},
     )
     metadata = {key: str(value) for key, value in settings.items()}
     write_video(place, to_uint8(frames), rate, metadata)

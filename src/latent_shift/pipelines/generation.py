@@ -34,11 +34,12 @@ def clip_settings(
     negative_prompt: str,
     seed: int,
     steps: int,
-    guidance_scale: float | None,
-    motion_guidance: float | None,
-    noise_correlation: float | None,
     boundary: str | None,
     num_frames: int,
+    *,
+    guidance_scale: float | None = None,
+    motion_guidance: float | None = None,
+    noise_correlation: float | None = None,
 ) -> dict[str, Any]:
     """The facts that make a clip again; files carry them as text.
 
@@ -50,11 +51,11 @@ def clip_settings(
         negative_prompt: what guidance led away from.
         seed: of its generator.
         steps: denoising steps.
+        boundary: as the pipeline was given it.
+        num_frames: of the clip made.
         guidance_scale: None stands for the model's.
         motion_guidance: as `guidance_scale`.
         noise_correlation: as `guidance_scale`.
-        boundary: as the pipeline was given it.
-        num_frames: of the clip made.
     """
     config = pipeline.config
     return {

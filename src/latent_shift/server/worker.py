@@ -284,11 +284,9 @@ def _write(
         request.negative_prompt,
         request.seed,
         request.num_inference_steps,
-        request.guidance_scale,
-        None,
-        None,
         boundary,
         request.num_frames,
+        guidance_scale=request.guidance_scale,
     )
     metadata = {key: str(value) for key, value in settings.items()}
     with atomic_path(work.folder, durable=True) as folder:
