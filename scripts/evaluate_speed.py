@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from latent_shift.benchmark.timing import take_turns, timed
-from latent_shift.evaluation.folder import FolderOptions, evaluate_folder, list_clips
+from latent_shift.evaluation.clip_files import list_clips
+from latent_shift.evaluation.folder import FolderOptions, evaluate_folder
 from latent_shift.media import Frames, read_video, write_video
 from latent_shift.metrics.extractors import load_extractor
 from latent_shift.metrics.stream import extract_features

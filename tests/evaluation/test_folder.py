@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +10,12 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.evaluation import FolderOptions, evaluate_folder
-from latent_shift.evaluation.folder import (
-    DEFAULT_METRICS,
-    default_metrics,
-    list_clips,
-    read_ahead,
-    read_captions,
-    read_window,
-)
+from latent_shift.evaluation.folder import DEFAULT_METRICS, default_metrics
 from latent_shift.media import read_video, write_video
 from latent_shift.metrics import METRICS, ScoreOptions, flicker, frame_difference, kernel_distance, load_extractor
 from latent_shift.metrics.stream import extract_features
 
-FRAMES, SIZE = 6, 16
-
-
-def clip(number: int, frames: int = FRAMES, size: int = SIZE) -> np.ndarray:
-    """Every frame is of a colour of its own, so that a frame tells its number."""
-    result = np.empty((frames, size, size, 3), np.uint8)
-    for index in range(frames):
-        result[index] = (10 * index, 40 * (number % 6), 255 - 10 * index)
-    return result
-
-
-def write_clips(folder: Path, count: int, suffix: str = ".webp", **shape: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        name = folder / f"clip{number:02}{suffix}"
-        write_video(name, clip(number, **shape), 8.0, {"prompt": f"number {number}"}, lossless=suffix != ".mp4")
-    return folder
+from .numbered import FRAMES, clip, write_clips
 
 
 @pytest.fixture(scope="module")
@@ -87,33 +62,6 @@ def test_more_frames_of_a_clip_can_be_scored(folders: tuple[Path, Path]) -> None
     assert result.protocol["rows_per_clip"] == 3
 
 
-@pytest.mark.parametrize("suffix", [".webp", ".mp4", ".png-folder"])
-def test_a_file_of_a_clips_length_is_taken_whole_and_in_order(tmp_path: Path, suffix: str) -> None:
-    folder = write_clips(tmp_path, 1, suffix.removesuffix(".png-folder"))
-    (path,) = list_clips(folder, "generated")
-    for seed in range(3):
-        frames = read_window(path, options(score=ScoreOptions(seed=seed)))
-        assert np.round(frames[:, 0, 0, 0] / 10).tolist() == list(range(FRAMES))
-
-
-def test_a_longer_file_gives_neighbouring_frames_from_a_moment_that_the_seed_decides(tmp_path: Path) -> None:
-    (path,) = list_clips(write_clips(tmp_path, 1, frames=9), "generated")
-    starts = set()
-    for seed in range(30):
-        first = [read_window(path, options(score=ScoreOptions(seed=seed)))[:, 0, 0, 0] // 10 for _ in range(2)]
-        assert np.array_equal(*first)
-        assert np.diff(first[0]).tolist() == [1] * (FRAMES - 1)
-        starts.add(int(first[0][0]))
-    assert starts == {0, 1, 2, 3}
-
-
-def test_a_rate_takes_frames_at_that_rate(tmp_path: Path) -> None:
-    (path,) = list_clips(write_clips(tmp_path, 1, frames=12), "generated")
-    frames = read_window(path, options(fps=4.0))
-    assert (frames[:, 0, 0, 0] // 10).tolist() == [0, 2, 4, 6, 8, 10]
-    assert read_window(path, options(fps=4.0, size=8)).shape == (FRAMES, 8, 8, 3)
-
-
 def test_stills_are_clips_of_one_frame(tmp_path: Path) -> None:
     for side in ("generated", "real"):
         write_clips(tmp_path / side, 4, ".png", frames=1)
@@ -136,22 +84,6 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pyt
         write_video(tmp_path / f"short{number}.webp", clip(number, frames=3), 8.0, lossless=True)
     with pytest.raises(DataError, match=r"3 of 24 clips of .* cannot be used, more than 10%: .*broken.mp4"):
         evaluate_folder(tmp_path, None, options(metrics=("flicker",)), device="cpu")
-
-
-def test_what_a_killed_write_left_is_no_clip(tmp_path: Path) -> None:
-    write_clips(tmp_path, 2)
-    write_clips(tmp_path / ".clip02.webp.x1", 1)
-    assert [path.name for path in list_clips(tmp_path, "generated")] == ["clip00.webp", "clip01.webp"]
-
-
-def test_a_damaged_file_has_no_caption_and_is_no_error(tmp_path: Path) -> None:
-    write_clips(tmp_path, 2)
-    (tmp_path / "broken.webp").write_bytes(b"no video")
-    found = read_captions(tmp_path, list_clips(tmp_path, "generated"))
-    assert {path.name: caption for path, caption in found.items()} == {
-        "clip00.webp": "number 0",
-        "clip01.webp": "number 1",
-    }
 
 
 def test_the_protocol_names_the_real_clips_and_all_sizes(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -187,45 +119,6 @@ def test_the_limit_draws_by_the_seed(tmp_path: Path) -> None:
     assert value(0) == value(0) != value(1)
 
 
-def test_sentences_come_from_the_folder_or_from_the_files(tmp_path: Path, squares: Path) -> None:
-    clips = list_clips(squares, "generated")
-    assert set(read_captions(squares, clips).values()) >= {"a moving red square", "a still blue square"}
-    made = list_clips(write_clips(tmp_path, 2), "generated")
-    assert list(read_captions(tmp_path, made).values()) == ["number 0", "number 1"]
-    (tmp_path / "clip00.txt").write_text("a caption beside it")
-    assert list(read_captions(tmp_path, made).values()) == ["a caption beside it", "number 1"]
-    write_video(tmp_path / "dumb.webp", clip(0), 8.0, lossless=True)
-    with pytest.raises(InputError, match="generated must have a caption for each clip .*dumb.webp has none"):
-        read_captions(tmp_path, list_clips(tmp_path, "generated"))
-
-
-def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
-    reading, most, lock = 0, 0, threading.Lock()
-    asked: list[int] = []
-
-    def read(item: int) -> int:
-        nonlocal reading, most
-        with lock:
-            reading += 1
-            most = max(most, reading)
-            asked.append(item)
-        time.sleep(0.002 * (item % 3))
-        with lock:
-            reading -= 1
-        return item
-
-    reads = read_ahead(read, range(40), threads=3, ahead=5)
-    assert [next(reads).result() for _ in range(4)] == [0, 1, 2, 3]
-    assert max(asked) <= 4 + 5
-    assert [future.result() for future in reads] == list(range(4, 40))
-    assert 1 < most <= 3
-    stopped = read_ahead(read, range(1000), threads=1, ahead=3)
-    next(stopped)
-    asked.clear()
-    stopped.close()
-    assert len(asked) <= 4
-
-
 @pytest.mark.parametrize(
     ("changes", "real", "message"),
     [
@@ -239,7 +132,7 @@ def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
 def test_wrong_wishes_are_refused_before_anything_is_read(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], real: bool, message: str
 ) -> None:
-    monkeypatch.setattr("latent_shift.evaluation.folder.read_window", lambda *_: pytest.fail("a clip was read"))
+    monkeypatch.setattr("latent_shift.evaluation.clip_files.read_window", lambda *_: pytest.fail("a clip was read"))
     with pytest.raises(InputError, match=message):
         evaluate_folder(folders[0], folders[1] if real else None, options(**changes), device="cpu")
 

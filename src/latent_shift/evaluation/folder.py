@@ -1,31 +1,22 @@
 """`latent-shift evaluate folder`: scores anybody's clips, against a folder of real ones where the metric needs some.
 
-Files are decoded by a few threads while the networks compute, and only features are kept. Of a file that is longer than
-a clip, a window at a random moment is taken, which depends on the seed and on the file's name alone.
+Files are decoded by a few threads while the networks compute, and only features are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.core.seeding import derive_seed, hash_fraction
+from latent_shift.core.seeding import derive_seed
 from latent_shift.core.shapes import check_at_least
-from latent_shift.data.identity import file_key
-from latent_shift.data.sources import is_media, open_source
-from latent_shift.media import Frames, open_video, read_video
 from latent_shift.metrics.clip_model import ClipViTB32
 from latent_shift.metrics.extractors import load_extractor
 from latent_shift.metrics.frechet import check_enough
@@ -34,21 +25,12 @@ from latent_shift.metrics.score import METRICS, ScoreOptions, check_metrics, sco
 from latent_shift.metrics.stream import FeatureRows, FramesFor, extract_together
 from latent_shift.pipelines.loading import resolve_device
 
+from .clip_files import ClipFiles, ClipReader, ClipWindow, hash_files, list_clips, read_captions
 from .samples import Progress
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = ("lite0-frames-kd", "lite0-clips-kd", "frame-difference", "flicker", "loop-seam")
 """What needs no download."""
 _OF_IMAGES = DEFAULT_METRICS[:1]
-
-_MAX_BAD_SHARE = 0.1
-_SHOWN_REASONS = 3
-_ROUNDING_S = 1e-3
-"""A file may be so much shorter than a clip: containers round times."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -79,14 +61,17 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
-        for name in ("frames", "image_frames", "batch_size", "threads"):
+        for name in ("image_frames", "batch_size", "threads"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("size", "limit"):
-            check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
-        if self.fps is not None and not 0.01 <= self.fps <= 1000:
-            raise InputError("fps", self.fps, "be from 0.01 to 1000 frames a second")
+        check_at_least("limit", 1 if self.limit is None else self.limit, 1)
+        _ = self.window  # which checks the rest
         if self.image_frames > self.frames:
             raise InputError("image_frames", self.image_frames, f"be at most frames, {self.frames}")
+
+    @property
+    def window(self) -> ClipWindow:
+        """What is cut out of each file."""
+        return ClipWindow(self.frames, self.fps, self.size, self.score.seed)
 
 
 def default_metrics(frames: int, *, has_real: bool) -> tuple[str, ...]:
@@ -140,13 +125,6 @@ def evaluate_folder(
         if folder is not None
     }
     return scorer.score(sets["generated"], sets.get("real"), progress=progress)
-
-
-class ClipFiles(NamedTuple):
-    """Clips that are scored together: what messages call them, and their files."""
-
-    place: str
-    paths: list[Path]
 
 
 class ClipScorer:
@@ -210,16 +188,20 @@ class ClipScorer:
         """
         options, networks = self._options, self._networks
         sets = {"generated": generated} | ({} if real is None else {"real": real})
-        files = {name: _limited(clips.paths, options) for name, clips in sets.items()}
-        self.check_counts(**{name: len(paths) for name, paths in files.items()})
+        files = {name: clips._replace(paths=_limited(clips.paths, options)) for name, clips in sets.items()}
+        self.check_counts(**{name: len(clips.paths) for name, clips in files.items()})
         if "clipsim" in options.metrics and captions is None:
-            captions = read_captions(generated.place, files["generated"])
+            captions = read_captions(generated.place, files["generated"].paths)
         features: dict[str, dict[str, FeatureRows]] = {}
-        readers = {name: _ClipReader(name, sets[name].place, paths, options, progress) for name, paths in files.items()}
+        ahead = options.batch_size + options.threads
+        readers = {
+            name: ClipReader(name, clips, options.window, options.threads, ahead, progress)
+            for name, clips in files.items()
+        }
         for name, reader in readers.items():
             features[name] = extract_together(networks, reader, options.batch_size)
         used = {name: reader.used for name, reader in readers.items()}
-        facts = _clip_facts(options, files, readers)
+        facts = _clip_facts(options, readers, sum(len(clips.paths) for clips in files.values()))
         texts = None
         if captions is not None and "clipsim" in options.metrics:
             clip = networks["clipsim"].extractor
@@ -244,146 +226,6 @@ class ClipScorer:
             )
             results.append(dataclasses.replace(result, protocol=facts | result.protocol))
         return results
-
-
-def list_clips(folder: str | Path, argument: str) -> list[Path]:
-    """The videos, images, and folders of PNG frames with a `video.json` below a folder, in the order of their names.
-
-    Raises:
-        InputError: there is no such folder, or nothing of that in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(argument, str(folder), "be a folder that exists")
-    as_folders = {path.parent for path in root.rglob("video.json")}
-    files = (path for path in root.rglob("*") if is_media(path) and path.is_file() and path.parent not in as_folders)
-    found = sorted(
-        (path for path in (*as_folders, *files) if not _is_hidden(path.relative_to(root))),
-        key=lambda path: path.relative_to(root).as_posix(),
-    )
-    if not found:
-        raise InputError(argument, str(folder), "hold videos or images")
-    return found
-
-
-def _is_hidden(path: Path) -> bool:
-    """Below a folder whose name starts with a dot: also what a write that was killed has left."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
-    """The sentence of each file: as `data` reads captioned folders, or else the prompt that the file itself holds.
-
-    A damaged file has none, and is no error here: whoever scores it leaves it out.
-
-    Raises:
-        InputError: a file has neither. Names it.
-    """
-    try:
-        captions = {record.path.resolve(): record.caption for record in open_source(str(folder), "generated")}
-    except InputError:  # no captioned folder
-        captions = {}
-    found: dict[Path, str] = {}
-    for path in files:
-        try:
-            caption = captions.get(path.resolve()) or read_video(path).metadata.get("prompt")
-        except DataError:
-            continue
-        if not caption:
-            expected = (
-                f"have a caption for each clip (metadata.jsonl, a .txt beside it, or a prompt in it); {path} has none"
-            )
-            raise InputError("generated", str(folder), expected)
-        found[path] = caption
-    return found
-
-
-def read_window(path: Path, options: FolderOptions) -> Frames:
-    """The frames of a file that are scored, `(frames, height, width, 3)`, uint8.
-
-    Raises:
-        InputError: nothing is there, or it may not be read.
-        DataError: it is damaged, or shorter than a clip. Names the file.
-    """
-    with open_video(path) as video:
-        if options.frames == 1 and video.is_still:
-            return video.clip(0, 0, 1, options.size)
-        if video.is_still:
-            raise DataError(f"{path} is a still image, and clips have {options.frames} frames")
-        rate = options.fps or video.info().fps
-        window_s = options.frames / rate
-        spare_s = video.duration_s - window_s
-        if spare_s < -_ROUNDING_S:
-            raise DataError(f"{path} lasts {video.duration_s:.2f} s, less than the clip's {window_s:.2f} s")
-        moment = hash_fraction("window", options.score.seed, path.name)
-        if options.fps:
-            start_s = max(0.0, spare_s) * moment
-        else:  # a clip starts with a frame, one of those that leave room for it
-            start_s = int((int((spare_s + _ROUNDING_S) * rate) + 1) * moment) / rate
-        return video.clip(start_s, min(window_s, video.duration_s - start_s), options.frames, options.size)
-
-
-def read_ahead(read: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[Future[R]]:
-    """Reads on threads while the caller computes; results come in the order of `items`.
-
-    Args:
-        read: is called with each item, on one of the threads.
-        items: what to read.
-        threads: how many.
-        ahead: at most so many items are read before they are asked for.
-    """
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-class _ClipReader:
-    """The clips of a folder, decoded ahead; counts what cannot be used, and stops where that is too much."""
-
-    def __init__(
-        self, name: str, place: str, paths: Sequence[Path], options: FolderOptions, progress: Progress | None
-    ) -> None:
-        self._name, self._place, self._paths, self._options = name, place, paths, options
-        self._progress = progress
-        self.used: list[Path] = []
-        self.sizes: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Frames]:
-        bad: list[str] = []
-        options = self._options
-        reads = read_ahead(
-            lambda path: read_window(path, options), self._paths, options.threads, options.batch_size + options.threads
-        )
-        for done, (path, future) in enumerate(zip(self._paths, reads, strict=True)):
-            if self._progress:
-                self._progress(f"{self._name} clips", done, len(self._paths))
-            try:
-                clip = future.result()
-            except (DataError, InputError) as error:
-                logger.warning("left out: %s", error)
-                bad.append(str(error))
-                self._check(bad)
-                continue
-            self.used.append(path)
-            self.sizes["{2}x{1}".format(*clip.shape)] += 1
-            yield clip
-        if self._progress:
-            self._progress(f"{self._name} clips", len(self._paths), len(self._paths))
-
-    def _check(self, bad: Sequence[str]) -> None:
-        if len(bad) > _MAX_BAD_SHARE * len(self._paths):
-            shown = "; ".join(bad[:_SHOWN_REASONS])
-            count = f"{len(bad)} of {len(self._paths)} clips of {self._place} cannot be used"
-            raise DataError(f"{count}, more than {_MAX_BAD_SHARE:.0%}: {shown}")
 
 
 def _networks(options: FolderOptions, weights: Path, device: torch.device) -> dict[str, FramesFor]:
@@ -414,21 +256,13 @@ def _limited(paths: list[Path], options: FolderOptions) -> list[Path]:
     return [paths[index] for index in chosen]
 
 
-def _clip_facts(
-    options: FolderOptions, files: Mapping[str, Sequence[Path]], readers: Mapping[str, _ClipReader]
-) -> dict[str, object]:
+def _clip_facts(options: FolderOptions, readers: Mapping[str, ClipReader], files: int) -> dict[str, object]:
     facts: dict[str, object] = {
         "frames": options.frames,
         "fps": options.fps or "of each file",
         "sizes": {name: dict(sorted(reader.sizes.items())) for name, reader in readers.items()},
-        "left_out": sum(len(files[name]) - len(reader.used) for name, reader in readers.items()),
+        "left_out": files - sum(len(reader.used) for reader in readers.values()),
     }
     if "real" in readers:
-        facts["real_files"] = _hash_files(readers["real"].used)
+        facts["real_files"] = hash_files(readers["real"].used)
     return facts
-
-
-def _hash_files(paths: Sequence[Path]) -> str:
-    """Names a set of files, wherever they are, by their names and samples of their bytes."""
-    text = "\n".join(f"{path.name} {file_key(min(path.iterdir()) if path.is_dir() else path)}" for path in paths)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -26,7 +26,8 @@ from latent_shift.metrics.result import MetricResult
 from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
 from latent_shift.pipelines.loading import model_folder
 
-from .folder import ClipFiles, ClipScorer, FolderOptions, list_clips
+from .clip_files import ClipFiles, list_clips
+from .folder import ClipScorer, FolderOptions
 from .samples import Progress, SampleRequest, SampleStore, hash_folder, sample_settings
 
 MSRVTT_METRICS = ("fid", "fid-clip", "clipsim")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latent_shift.core.errors import InputError
+from latent_shift.evaluation.clip_files import ClipWindow, list_clips, read_ahead, read_captions, read_window
+from latent_shift.media import write_video
+
+from .numbered import FRAMES, clip, write_clips
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".mp4", ".png-folder"])
+def test_a_file_of_a_clips_length_is_taken_whole_and_in_order(tmp_path: Path, suffix: str) -> None:
+    folder = write_clips(tmp_path, 1, suffix.removesuffix(".png-folder"))
+    (path,) = list_clips(folder, "generated")
+    for seed in range(3):
+        frames = read_window(path, ClipWindow(FRAMES, seed=seed))
+        assert np.round(frames[:, 0, 0, 0] / 10).tolist() == list(range(FRAMES))
+
+
+def test_a_longer_file_gives_neighbouring_frames_from_a_moment_that_the_seed_decides(tmp_path: Path) -> None:
+    (path,) = list_clips(write_clips(tmp_path, 1, frames=9), "generated")
+    starts = set()
+    for seed in range(30):
+        first = [read_window(path, ClipWindow(FRAMES, seed=seed))[:, 0, 0, 0] // 10 for _ in range(2)]
+        assert np.array_equal(*first)
+        assert np.diff(first[0]).tolist() == [1] * (FRAMES - 1)
+        starts.add(int(first[0][0]))
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_rate_takes_frames_at_that_rate(tmp_path: Path) -> None:
+    (path,) = list_clips(write_clips(tmp_path, 1, frames=12), "generated")
+    frames = read_window(path, ClipWindow(FRAMES, fps=4.0))
+    assert (frames[:, 0, 0, 0] // 10).tolist() == [0, 2, 4, 6, 8, 10]
+    assert read_window(path, ClipWindow(FRAMES, fps=4.0, size=8)).shape == (FRAMES, 8, 8, 3)
+
+
+def test_what_a_killed_write_left_is_no_clip(tmp_path: Path) -> None:
+    write_clips(tmp_path, 2)
+    write_clips(tmp_path / ".clip02.webp.x1", 1)
+    assert [path.name for path in list_clips(tmp_path, "generated")] == ["clip00.webp", "clip01.webp"]
+
+
+def test_a_damaged_file_has_no_caption_and_is_no_error(tmp_path: Path) -> None:
+    write_clips(tmp_path, 2)
+    (tmp_path / "broken.webp").write_bytes(b"no video")
+    found = read_captions(tmp_path, list_clips(tmp_path, "generated"))
+    assert {path.name: caption for path, caption in found.items()} == {
+        "clip00.webp": "number 0",
+        "clip01.webp": "number 1",
+    }
+
+
+def test_sentences_come_from_the_folder_or_from_the_files(tmp_path: Path, squares: Path) -> None:
+    clips = list_clips(squares, "generated")
+    assert set(read_captions(squares, clips).values()) >= {"a moving red square", "a still blue square"}
+    made = list_clips(write_clips(tmp_path, 2), "generated")
+    assert list(read_captions(tmp_path, made).values()) == ["number 0", "number 1"]
+    (tmp_path / "clip00.txt").write_text("a caption beside it")
+    assert list(read_captions(tmp_path, made).values()) == ["a caption beside it", "number 1"]
+    write_video(tmp_path / "dumb.webp", clip(0), 8.0, lossless=True)
+    with pytest.raises(InputError, match="generated must have a caption for each clip .*dumb.webp has none"):
+        read_captions(tmp_path, list_clips(tmp_path, "generated"))
+
+
+def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
+    reading, most, lock = 0, 0, threading.Lock()
+    asked: list[int] = []
+
+    def read(item: int) -> int:
+        nonlocal reading, most
+        with lock:
+            reading += 1
+            most = max(most, reading)
+            asked.append(item)
+        time.sleep(0.002 * (item % 3))
+        with lock:
+            reading -= 1
+        return item
+
+    reads = read_ahead(read, range(40), threads=3, ahead=5)
+    assert [next(reads).result() for _ in range(4)] == [0, 1, 2, 3]
+    assert max(asked) <= 4 + 5
+    assert [future.result() for future in reads] == list(range(4, 40))
+    assert 1 < most <= 3
+    stopped = read_ahead(read, range(1000), threads=1, ahead=3)
+    next(stopped)
+    asked.clear()
+    stopped.close()
+    assert len(asked) <= 4
