@@ -17,6 +17,7 @@ from latent_shift.evaluation.ablation import VARIANTS
 from latent_shift.evaluation.report import ablation_to_markdown
 from latent_shift.evaluation.samples import SampleStore
 from latent_shift.training import Recipe
+from latent_shift.training.report import read_log
 
 MakeTree = Callable[..., dict[str, Any]]
 OPTIONS = ReproduceOptions(steps=1, seeds=2, labels=2, resamples=10)
@@ -79,6 +80,11 @@ def test_variants_are_trained_once_and_compared_with_the_first(
         difference = scores["fold-4"][key]["value"] - scores["paper"][key]["value"]
         assert gains[key]["value"] == pytest.approx(sign * difference, abs=2e-3)
         assert difference != 0
+    losses = {name: read_log(tmp_path / f"runs/{name}/log.jsonl")[-1]["loss"] for name in VARIANTS}
+    for name, row in result["variants"].items():
+        assert row["loss"] == pytest.approx(losses[name], abs=1e-4)
+        if name != "paper":
+            assert row["loss_gain"]["value"] == pytest.approx(losses["paper"] - losses[name], rel=1e-3)
     assert result["settings"]["steps"] == 2
     assert json.loads((tmp_path / "report/ablation.json").read_text()) == result
     text = (tmp_path / "report/ablation.md").read_text()
@@ -101,6 +107,14 @@ def test_variants_are_trained_once_and_compared_with_the_first(
     origin.write_text(json.dumps({**known, "autoencoder": "its own"}))
     with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another autoencoder"):
         ablate(recipe, *places)
+
+
+def test_losses_are_compared_where_both_were_logged() -> None:
+    first, other = {20: 1.0, 40: 0.8, 60: 0.9}, {20: 0.9, 40: 0.6, 80: 9.0}
+    value, low, high = ablation._loss_gain(first, other)
+    assert value == pytest.approx(0.15)
+    assert (low + high) / 2 == pytest.approx(value)
+    assert high - low == pytest.approx(2 * 1.96 * 0.1 / 2)  # a standard deviation of 0.1 / sqrt(2), of two
 
 
 def test_other_recipes_are_refused(make_tree: MakeTree, recipe: Recipe, road: Path, tmp_path: Path) -> None:

@@ -356,13 +356,17 @@ def test_an_ablation_joins_the_report_that_is_there(place: Path, result: dict[st
     counts = ("steps", "batch_size", "frames", "size", "seeds", "subjects", "sampling_steps", "guidance_scale")
     settings = {**dict.fromkeys(counts, 3), "dtype": "bfloat16"}
     variants = {
-        "paper": {"title": "a third", "scores": {"top5": number}},
-        "fold-4": {"title": "a quarter", "scores": {"top5": number}, "gains": {"top5": {**number, "verdict": "held"}}},
+        "paper": {"title": "a third", "loss": 0.75, "scores": {"top5": number}},
+        "fold-4": {
+            **{"title": "a quarter", "loss": 0.5, "scores": {"top5": number}},
+            **{"loss_gain": number, "gains": {"top5": {**number, "verdict": "held"}}},
+        },
     }
     write_ablation({"settings": settings, "variants": variants}, tmp_path / "report")
     before, text = ((folder / "report/README.md").read_text() for folder in (place, tmp_path))
     section = (tmp_path / "report/ablation.md").read_text().strip()
-    assert "| a quarter | 0.125 (0.100 to 0.150): better |" in section
+    assert "| a quarter | 0.500 | 0.125 (0.100 to 0.150) |" in section
+    assert "| a quarter | 0.125 (0.100 to 0.150) | 0.125 (0.100 to 0.150): better |" in section
     assert text.replace(section + "\n\n", "") == before
     assert "<td>a quarter</td>" in (tmp_path / "report/index.html").read_text()
 

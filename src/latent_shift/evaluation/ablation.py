@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import read_json_object, write_json
 from latent_shift.pipelines.loading import model_folder, resolve_dtype
 from latent_shift.training import Recipe, train
+from latent_shift.training.report import read_log
 
-from .claims import Claim, Comparison, Statistic, verdict
+from .claims import Claim, Comparison, Estimate, Statistic, verdict
 from .report import check_report, rounded, write_ablation
 from .samples import Progress, hash_folder
 from .subjects import open_emoji
@@ -77,7 +80,8 @@ def ablate(
         progress: told how far each part is.
 
     Returns:
-        What `ablation.json` holds: `settings`, and for each variant its `scores` and its `gains` over the first.
+        What `ablation.json` holds: `settings`, and for each variant its `scores`, its training `loss` over the second
+        half of the run, and its `gains` and `loss_gain` over the first.
 
     Raises:
         InputError: the recipe is of another stage, network or data, sets what the variants change, or its folder holds
@@ -104,12 +108,15 @@ def ablate(
     real = samples.real_features("training", pipeline.config.default_size)
     comparison = Comparison(measured, real, samples.families["training"], options.resamples)
     subjects = len(samples.subjects["training"][0])
+    losses = {name: _late_losses(Path(recipe.output) / name) for name in VARIANTS}
     variants: dict[str, Any] = {}
     for name, variant in VARIANTS.items():
         scores = {key: comparison.score(name, key) for key in _STATISTICS}
         row: dict[str, Any] = {"title": variant.title, "sha256": samples.hashes[name]}
         row["scores"] = {key: score and rounded(score) for key, score in scores.items()}
+        row["loss"] = round(float(np.mean(list(losses[name].values()))), 4)
         if name != first:
+            row["loss_gain"] = rounded(_loss_gain(losses[first], losses[name]))
             gains = {key: comparison.gain(Claim("", variant.title, key, name, first)) for key in _COMPARED}
             row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain, subjects)} for key, gain in gains.items()}
         variants[name] = row
@@ -156,6 +163,23 @@ def _trained(recipe: Recipe, name: str, say: Progress) -> str:
         expected = f"be a new folder, or that of runs of {recipe.steps} steps: {name} has {steps}"
         raise InputError("recipe.output", str(Path(recipe.output).parent), expected)
     return str(train(recipe, lambda step, steps, _loss, _left: say(f"training {name}", step, steps)))
+
+
+def _late_losses(run: Path) -> dict[int, float]:
+    """The losses that were logged in the second half of a run, each the mean over the steps before; by step."""
+    rows = read_log(run / "log.jsonl")
+    return {int(row["step"]): float(row["loss"]) for row in rows if 2 * row["step"] >= rows[-1]["step"]}
+
+
+def _loss_gain(first: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """By how much a run's loss is below the first's: the mean difference of what both logged at the same step.
+
+    Both saw the same clips, noise and timesteps until there, so what makes losses rise and fall from step to step is
+    not in the differences. The interval is the mean's, +- 1.96 standard errors.
+    """
+    gains = np.array([first[step] - other[step] for step in sorted(first.keys() & other.keys())])
+    margin = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return Estimate(gains.mean(), gains.mean() - margin, gains.mean() + margin)
 
 
 def _vary(recipe: Recipe, name: str, variant: Variant) -> Recipe:

@@ -108,9 +108,16 @@ def ablation_to_markdown(result: dict[str, Any]) -> str:
     settings, variants = result["settings"], result["variants"]
     (_, first), *others = variants.items()
     keys = list(first["scores"])
-    scores = [[row["title"], *(_estimate(row["scores"][key]) for key in keys)] for row in variants.values()]
+    scores = [
+        [row["title"], f"{row['loss']:.3f}", *(_estimate(row["scores"][key]) for key in keys)]
+        for row in variants.values()
+    ]
     gains = [
-        [row["title"], *(f"{_estimate(gain)}: {_GAINS[gain['verdict']]}" for gain in row["gains"].values())]
+        [
+            row["title"],
+            _estimate(row["loss_gain"]),
+            *(f"{_estimate(gain)}: {_GAINS[gain['verdict']]}" for gain in row["gains"].values()),
+        ]
         for _, row in others
     ]
     parts = [
@@ -121,10 +128,13 @@ def ablation_to_markdown(result: dict[str, Any]) -> str:
         f"are zeros, and the last has another seed); {settings['seeds']} clips of each of {settings['subjects']} "
         f"training labels, in {settings['sampling_steps']} denoising steps with guidance "
         f"{settings['guidance_scale']:g}, {settings['dtype']}.",
-        _table(" | ".join(["variant", *(_STATISTICS[key] for key in keys)]), scores),
+        _table(" | ".join(["variant", "training loss", *(_STATISTICS[key] for key in keys)]), scores),
         f'Gains over "{first["title"]}", on the same labels, with 95 % intervals. {_ONE_RUN} '
-        "The last row shows what another seed changes: a gain that is no larger says nothing.",
-        _table(" | ".join(["variant", *(_STATISTICS[key] for key in others[0][1]["gains"])]), gains),
+        "The last row shows what another seed changes: a gain that is no larger says nothing. Training losses are "
+        "means over the second half of a run; their gains are of the same clips, noise and timesteps in both runs, so "
+        "they tell more than a clip a label can (loops are another task than clips with ends, and the other seed has "
+        "other batches).",
+        _table(" | ".join(["variant", "training loss", *(_STATISTICS[key] for key in others[0][1]["gains"])]), gains),
     ]
     return "\n\n".join(parts) + "\n"
 
