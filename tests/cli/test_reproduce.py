@@ -45,8 +45,8 @@ def test_options_arrive(run: Run, asked: list[Any]) -> None:
 
 
 def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) -> None:
-    lines = run("reproduce", "claims", "--twin", "t").out.splitlines()
-    assert asked[0][:3] == ("emoji", "t", None)
+    lines = run("reproduce", "claims", "--model", "m", "--twin", "t").out.splitlines()
+    assert asked[0][:3] == ("m", "t", None)
     assert lines == [
         "held       Table 4: It is smaller.",
         "not held   Fig. 7: It moves. pairs",
@@ -55,8 +55,9 @@ def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) 
 
 
 def test_wrong_options_are_one_line(refused: Refused) -> None:
-    assert refused("reproduce", "claims", "--twin", "t", "--seeds", "0").startswith("seeds must be at least 1")
-    assert refused("reproduce", "claims", "--twin", "nowhere").startswith("twin")
+    claims = ("reproduce", "claims", "--model", "emoji", "--twin")
+    assert refused(*claims, "t", "--seeds", "0").startswith("seeds must be at least 1")
+    assert refused(*claims, "nowhere").startswith("twin")
     assert refused("reproduce", "ablation", "nowhere.toml").startswith("recipe")
 
 

@@ -90,7 +90,9 @@ def folder(
     real: Annotated[Path | None, typer.Option(help="Folder of real clips, to compare with.")] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="A name of docs/metrics.md; may be repeated. [default: all without download]"),
+        typer.Option(
+            "--metric", help="A name of docs/metrics.md; may be repeated. [default: five that need no download]"
+        ),
     ] = None,
     weights: Annotated[Path, typer.Option(help="Folder of the weight files that you fetched.")] = Path(
         "models/metrics"

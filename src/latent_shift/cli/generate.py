@@ -54,7 +54,9 @@ def generate(
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="dpm++, unipc, euler, ddim, or ddpm (the paper's, 100 steps). [default: dpm++]"),
+        typer.Option(
+            help="dpm++, unipc, euler, ddim, ddpm (the paper's, 100 steps), ddim-trailing (distilled). [default: dpm++]"
+        ),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="The model distilled to 4 steps without guidance; quick, and less exact.")

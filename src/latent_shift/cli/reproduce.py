@@ -13,8 +13,8 @@ reproduce = typer.Typer(help="The paper's claims at emoji scale, and an ablation
 
 @reproduce.command()
 def claims(
-    twin: Annotated[str, typer.Option(help="Folder of the Latent-VDM twin.")],
-    model: Annotated[str, typer.Option(help="The Latent-Shift model, by name (emoji) or a folder.")] = "emoji",
+    model: Annotated[str, typer.Option(help="Folder of the Latent-Shift model.")],
+    twin: Annotated[str, typer.Option(help="Folder of its Latent-VDM twin.")],
     base: Annotated[
         str | None,
         typer.Option(help="Folder of the text-to-image base of both, for Table 5. [default: its rows are left out]"),
@@ -34,9 +34,9 @@ def claims(
     """The paper's claims, tested on a Latent-Shift model and its Latent-VDM twin. A rerun goes on.
 
     Examples:
-      latent-shift reproduce claims --model runs/emoji-video/model --twin runs/emoji-vdm/model
+      latent-shift reproduce claims --model runs/emoji-motion/model --twin runs/emoji-vdm/model
 
-      latent-shift reproduce claims --twin runs/emoji-vdm/model --seeds 1 --limit 10
+      latent-shift reproduce claims --model models/emoji-8-frames/latent_shift --twin models/emoji-8-frames/latent_vdm
     """
     from latent_shift.evaluation import ReproduceOptions
     from latent_shift.evaluation import reproduce as run
@@ -77,6 +77,8 @@ def ablation(
     A rerun goes on.
 
     Examples:
+      latent-shift convert models/emoji-8-frames/latent_vdm runs/emoji-8-image --to shift
+
       latent-shift reproduce ablation recipes/emoji-ablation.toml
     """
     from latent_shift.core.config import load_config
