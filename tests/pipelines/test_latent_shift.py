@@ -378,6 +378,46 @@ def test_callback_changes_tensors(pipeline: LatentShiftPipeline) -> None:
     assert torch.equal(both, plain)
 
 
+def test_only_the_frames_at_the_seam_see_the_loop_closed(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    options = {
+        "num_frames": 8,
+        "num_inference_steps": 1,
+        "output_type": "latent",
+        "latents": torch.randn(1, 4, 8, 2, 2),
+    }
+
+    def draw(**changes: Any) -> Tensor:
+        return pipeline(HEART, **options, **changes).frames
+
+    ends, loop, seam = draw(), draw(boundary="circular"), draw(boundary="circular", seam_frames=2)
+    for frame, share in enumerate([1, 0.5, 0, 0, 0, 0, 0.5, 1]):
+        assert torch.allclose(seam[:, :, frame], torch.lerp(ends, loop, share)[:, :, frame], rtol=0, atol=1e-5), frame
+    assert not torch.allclose(loop, ends, atol=1e-3)
+    image = run(pipeline, num_frames=1, boundary="circular")
+    assert torch.equal(run(pipeline, num_frames=1, boundary="circular", seam_frames=2), image)
+    pipeline.register_to_config(default_seam_frames=2)
+    assert torch.equal(draw(boundary="circular"), seam)
+    assert torch.equal(draw(), ends)
+    pipeline.save_pretrained(tmp_path)
+    assert LatentShiftPipeline.from_pretrained(tmp_path).config.default_seam_frames == 2
+    looping = make_pipeline(unet={"default_boundary": "circular"})
+    assert torch.equal(looping(HEART, **options, seam_frames=2).frames, seam)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seam_frames": 0, "boundary": "circular"}, "seam_frames must be at least 1, got 0"),
+        ({"seam_frames": 2}, "seam_frames must be left out where the boundary is not circular, got 2"),
+        ({"seam_frames": 2, "boundary": None}, "seam_frames must be left out where the boundary is not circular"),
+    ],
+)
+def test_a_seam_of_no_loop_is_refused(pipeline: LatentShiftPipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(pipeline, **options)
+
+
 @pytest.mark.parametrize("boundary", ["default", "zero", "circular", None])
 def test_correlated_noise(make_pipeline: MakePipeline, boundary: Any) -> None:
     shape = (2, 4, 3, 2, 2)

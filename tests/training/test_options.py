@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "preview.guidance_scale": ("video", {}, 9.0),
     "preview.motion_guidance": ("video", {}, 0.5),
     "preview.noise_correlation": ("video", {}, 0.9),
+    "preview.seam_frames": ("video", {}, 2),
 }
 REFUSED = "test_run.py::test_what_cannot_be_trained_is_one_line_and_leaves_nothing"
 BEGINNINGS = "test_options.py::test_what_a_run_begins_with_changes_it"

@@ -122,9 +122,11 @@ def sample_settings(
         scheduler: a key of `SCHEDULERS`, which the pipeline has.
     """
     config, correlation = pipeline.config, pipeline.noise_correlation
+    edges = pipeline.unet.default_boundary if boundary == "default" else boundary
     return {
         "frames": frames,
-        "boundary": pipeline.unet.default_boundary if boundary == "default" else boundary,
+        "boundary": edges,
+        "seam_frames": config.default_seam_frames if edges == "circular" else None,
         "model": weights,
         "fast": pipeline.is_fast,
         "scheduler": scheduler,

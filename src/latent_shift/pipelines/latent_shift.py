@@ -26,6 +26,7 @@ from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
 from .guidance import guide
+from .looping import seam_weights
 from .noise import correlate_frames, scheduler_step
 from .text import encode_text
 
@@ -61,6 +62,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_guidance_scale: `guidance_scale` where it is not given.
         default_motion_guidance: `motion_guidance` where it is not given.
         default_noise_correlation: `noise_correlation` where it is not given; the U-Net's of training where None.
+        default_seam_frames: `seam_frames` where it is not given.
         fps: frames a second that the model was trained at.
 
     Example:
@@ -92,6 +94,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_guidance_scale: float = 7.5,
         default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
+        default_seam_frames: int | None = None,
         fps: float = 8.0,
     ) -> None:
         super().__init__()
@@ -104,6 +107,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             default_guidance_scale=default_guidance_scale,
             default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
+            default_seam_frames=default_seam_frames,
             fps=fps,
         )
 
@@ -145,6 +149,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
         boundary: Boundary | Literal["default"] | None = "default",
+        seam_frames: int | None = None,
         eta: float = 0.0,
         output_type: OutputType = "pil",
         decode_chunk_size: int = 8,
@@ -176,6 +181,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             negative_pooled_prompt_embeds: those that belong to `negative_prompt_embeds` (SDXL only).
             boundary: `"zero"`, `"circular"` for a seamless loop, None turns the shift (of Latent-VDM, the temporal
                 attention) off (Figs. 6 and 7); the default is the U-Net's.
+            seam_frames: of a loop, how many frames at each end see it closed; the others see the ends of the clip as
+                zeros, and so know when they are (`seam_weights`). A step then takes both predictions: twice the time.
+                Where neither this nor the model's own is given, all frames see a loop.
             eta: for the schedulers that have it (DDIM). The noise that DDPM, or DDIM with `eta`, adds in each step
                 follows the frames as that of training did, unless the scheduler clips.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -215,17 +223,21 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         step_options = self._step_options(generator, eta)
         correlation = float(self.unet.config.noise_correlation)
         step = scheduler_step(self.scheduler, eta, num_frames, correlation, self._edges(boundary))
+        seam = self._seam(boundary, num_frames, seam_frames, device)
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                prediction = self._predict(latents, timestep, positive, negative, scale, share, boundary, added)
+                given = (latents, timestep, positive, negative, scale, share)
+                prediction = self._predict(*given, "zero" if seam is not None else boundary, added)
+                if seam is not None:
+                    prediction = torch.lerp(prediction, self._predict(*given, "circular", added), seam)
                 stepped = step(prediction, timestep, latents, **step_options, return_dict=False)
                 latents = stepped[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
                     tensors["clean_latents"] = _clean_latents(self.scheduler, stepped)
-                    given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, index, int(timestep), given) or {}
+                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, index, int(timestep), shown) or {}
                     latents = changed.get("latents", latents)
                     positive = changed.get("prompt_embeds", positive)
                     negative = changed.get("negative_prompt_embeds", negative)
@@ -380,6 +392,20 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         """Of the noise. With the shift off, too, it is that of the clip with the shift."""
         own = boundary is None or boundary == "default"
         return cast("Boundary", self.unet.default_boundary if own else boundary)
+
+    def _seam(
+        self, boundary: Boundary | Literal["default"] | None, num_frames: int, seam_frames: int | None, device: Any
+    ) -> Tensor | None:
+        """`seam_weights` of a loop that is closed near its ends alone; None for all else."""
+        looping = boundary is not None and self._edges(boundary) == "circular"
+        if seam_frames is not None:
+            check_at_least("seam_frames", seam_frames, 1)
+            if not looping:
+                raise InputError("seam_frames", seam_frames, "be left out where the boundary is not circular")
+        frames = self.config.default_seam_frames if seam_frames is None else seam_frames
+        if not looping or frames is None or num_frames == 1:
+            return None
+        return seam_weights(num_frames, frames).to(device)
 
     def _step_options(self, generator: Any, eta: float) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters

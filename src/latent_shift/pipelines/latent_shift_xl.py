@@ -39,6 +39,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_guidance_scale: see `LatentShiftPipeline`.
         default_motion_guidance: see `LatentShiftPipeline`.
         default_noise_correlation: see `LatentShiftPipeline`.
+        default_seam_frames: see `LatentShiftPipeline`.
         fps: see `LatentShiftPipeline`.
     """
 
@@ -69,6 +70,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_guidance_scale: float = 7.5,
         default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
+        default_seam_frames: int | None = None,
         fps: float = 8.0,
     ) -> None:
         DiffusionPipeline.__init__(self)  # and not the parent's: its config would list what is no argument here
@@ -89,6 +91,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             default_guidance_scale=default_guidance_scale,
             default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
+            default_seam_frames=default_seam_frames,
             fps=fps,
         )
 

@@ -171,6 +171,8 @@ class PreviewConfig(Config):
     """The share of it that acts on what differs between the frames; the model's own from then on."""
     noise_correlation: float | None = Field(None, ge=0, lt=1)
     """Of the first step's noise, the model's own from then on; as in training where it is not given."""
+    seam_frames: int | None = Field(None, ge=1)
+    """Of loops, the model's own from then on: so many frames at each end see it closed; all where it is not given."""
 
 
 class Recipe(Config):
@@ -273,12 +275,12 @@ _UNUSED: dict[str, tuple[str, ...]] = {
         *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation"),
         *("model.autoencoder", "model.text_encoder", "model.video", "model.max_tokens"),
         *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale"),
-        *("preview.motion_guidance", "preview.noise_correlation"),
+        *("preview.motion_guidance", "preview.noise_correlation", "preview.seam_frames"),
     ),
     "image": (
         *("image_batch_size", "autoencoder_loss", "distillation"),
         *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase", "diffusion.joint_images"),
-        "preview.motion_guidance",
+        *("preview.motion_guidance", "preview.seam_frames"),
     ),
     "video": ("autoencoder_loss", "model.text_encoder", "model.max_tokens"),
 }

@@ -233,6 +233,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_guidance_scale=recipe.preview.guidance_scale,
         default_motion_guidance=recipe.preview.motion_guidance,
         default_noise_correlation=noise_correlation,
+        default_seam_frames=recipe.preview.seam_frames,
     )
     _check_fit(pipeline)
     for name in ("vae", *text_encoders(pipeline.components)):
