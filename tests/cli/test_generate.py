@@ -21,7 +21,7 @@ from .conftest import Refused, Run
 
 PROMPT = "a red square"
 OPTIONS = ("--steps", "2", "--device", "cpu", "--dtype", "fp32")
-SCHEDULERS = {"dpm++": 25, "unipc": 25, "euler": 25, "ddim": 50, "ddim-trailing": 4, "ddpm": 100}
+SCHEDULERS = {"dpm++": 15, "unipc": 15, "euler": 25, "ddim": 50, "ddim-trailing": 4, "ddpm": 100}
 
 Generate = Callable[..., dict[str, Any]]
 

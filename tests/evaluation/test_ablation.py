@@ -104,6 +104,9 @@ def test_variants_are_trained_once_and_compared_with_the_first(
     origin.write_text(json.dumps({"init": "another"}))
     with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another init"):
         ablate(recipe, *places)
+    origin.unlink()
+    with pytest.raises(InputError, match="recipe.output must be a new folder: what its runs began from is not known"):
+        ablate(recipe, *places)
     origin.write_text(json.dumps({**known, "autoencoder": "its own"}))
     with pytest.raises(InputError, match="recipe.output must be a new folder: its runs began from another autoencoder"):
         ablate(recipe, *places)
@@ -115,6 +118,14 @@ def test_losses_are_compared_where_both_were_logged() -> None:
     assert value == pytest.approx(0.15)
     assert (low + high) / 2 == pytest.approx(value)
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / 2)  # a standard deviation of 0.1 / sqrt(2), of two
+
+
+def test_losses_that_follow_those_before_tell_less() -> None:
+    zeros = dict.fromkeys(range(20), 0.0)
+    alternating, slow = ({step: float(step * turns // 20 % 2) for step in zeros} for turns in (20, 2))
+    widths = [high - low for _, low, high in (ablation._loss_gain(zeros, one) for one in (alternating, slow))]
+    assert widths[0] == pytest.approx(2 * 1.96 * 0.5 * (20 / 19) ** 0.5 / 20**0.5)
+    assert widths[1] > 3 * widths[0]
 
 
 def test_other_recipes_are_refused(make_tree: MakeTree, recipe: Recipe, road: Path, tmp_path: Path) -> None:

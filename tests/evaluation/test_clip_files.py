@@ -50,6 +50,8 @@ def test_what_a_killed_write_left_is_no_clip(tmp_path: Path) -> None:
 def test_a_damaged_file_has_no_caption_and_is_no_error(tmp_path: Path) -> None:
     write_clips(tmp_path, 2)
     (tmp_path / "broken.webp").write_bytes(b"no video")
+    (tmp_path / "gone.webp").symlink_to("nowhere.webp")
+    assert len(list_clips(tmp_path, "generated")) == 3
     found = read_captions(tmp_path, list_clips(tmp_path, "generated"))
     assert {path.name: caption for path, caption in found.items()} == {
         "clip00.webp": "number 0",

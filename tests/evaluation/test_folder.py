@@ -86,6 +86,14 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pyt
         evaluate_folder(tmp_path, None, options(metrics=("flicker",)), device="cpu")
 
 
+def test_folders_behind_links_are_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    for name, folder in zip("ab", folders, strict=True):
+        (tmp_path / "all" / name).symlink_to(folder)
+    (result,) = evaluate_folder(tmp_path / "all", None, options(metrics=("flicker",)), device="cpu")
+    assert result.protocol["generated_clips"] == 7
+
+
 def test_the_protocol_names_the_real_clips_and_all_sizes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     def protocol(real: Path) -> dict[str, Any]:
         (result,) = evaluate_folder(folders[0], real, options(metrics=("lite0-clips-kd",)), device="cpu")

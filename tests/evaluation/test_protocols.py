@@ -104,6 +104,27 @@ def test_ucf101_asks_as_often_as_the_train_split_has_a_class(ucf101_data: Path) 
     assert protocol.metrics == ("is", "fvd")
 
 
+def test_a_model_without_a_size_of_its_own_has_its_networks(msrvtt_data: Path, road: Path, tmp_path: Path) -> None:
+    for name in ("own", "none"):
+        shutil.copytree(road / "video/model", tmp_path / name, symlinks=True)
+    place = tmp_path / "none/model_index.json"
+    config = json.loads(place.read_text())
+    size = config.pop("default_size")
+    place.write_text(json.dumps(config))
+    protocol, options = msrvtt(str(msrvtt_data), "one"), ProtocolOptions(**OPTIONS)
+
+    def sizes(name: str) -> dict[str, Any]:
+        model = str(tmp_path / name)
+        done = evaluate_protocol(protocol, model, tmp_path / "clips", options, device="cpu", dtype="fp32")
+        return done.results[0].protocol["sizes"]
+
+    assert sizes("none") == sizes("own") == {side: {f"{size}x{size}": 4} for side in ("generated", "real")}
+    unet = tmp_path / "none/unet/config.json"
+    unet.write_text(json.dumps({**json.loads(unet.read_text()), "sample_size": [1, 2]}))
+    with pytest.raises(InputError, match="model must make square clips, as real ones are cropped"):
+        sizes("none")
+
+
 def test_parts_make_what_one_run_makes(
     msrvtt_data: Path, road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

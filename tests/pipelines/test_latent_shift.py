@@ -403,6 +403,9 @@ def test_only_the_frames_at_the_seam_see_the_loop_closed(make_pipeline: MakePipe
     assert LatentShiftPipeline.from_pretrained(tmp_path).config.default_seam_frames == 2
     looping = make_pipeline(unet={"default_boundary": "circular"})
     assert torch.equal(looping(HEART, **options, seam_frames=2).frames, seam)
+    pipeline.register_to_config(default_seam_frames=0)
+    with pytest.raises(InputError, match="seam_frames must be at least 1, got 0"):
+        draw(boundary="circular")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,17 @@ def test_the_newest_wins_and_only_so_many_stay(tmp_path: Path) -> None:
     assert found[0]["ema"]["0"].item() == 30
 
 
+def test_a_damaged_checkpoint_does_not_outlive_those_that_come_after_it(tmp_path: Path) -> None:
+    for step in (10, 25):
+        save_checkpoint(tmp_path, step, groups(float(step)), {}, keep=1, keep_every=10)
+    (tmp_path / "step_00000025/network.safetensors").write_bytes(b"damaged")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[2] == 10
+    save_checkpoint(tmp_path, 12, groups(12.0), {}, keep=1, keep_every=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000012"]
+
+
 def test_what_a_kill_left_half_written_is_not_seen_and_goes(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, groups(1.0), {})
     half = tmp_path / ".step_00000002.abcdefgh" / "step_00000002"

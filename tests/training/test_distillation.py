@@ -14,7 +14,7 @@ from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.pipelines import load_pipeline, make_scheduler
 from latent_shift.pipelines.fast import make_fast
-from latent_shift.training import train
+from latent_shift.training import Recipe, train
 from latent_shift.training.config import DiffusionConfig
 from latent_shift.training.denoising import noise_schedule
 from latent_shift.training.distillation import DistillationStage
@@ -138,6 +138,18 @@ def test_noise_is_that_of_sampling(make_student: MakeStudent) -> None:
 
 
 @pytest.mark.parametrize("teacher", ["v_prediction"], indirect=True)
+def test_another_noise_is_another_distillation(make_recipe: MakeRecipe, teacher: Path) -> None:
+    def recipe(steps: int, noise_correlation: float) -> Recipe:
+        tree = distilled(teacher, 2, 3, steps=steps)
+        tree["preview"] |= {"noise_correlation": noise_correlation}
+        return make_recipe("video", **tree)
+
+    train(recipe(1, 0.5))
+    with pytest.raises(InputError, match=r"it holds a run with preview.noise_correlation = 0.5, not 0.25"):
+        train(recipe(2, 0.25))
+    assert train(recipe(2, 0.5)).is_dir()
+
+
 def test_a_student_learns_and_is_fast(make_recipe: MakeRecipe, teacher: Path) -> None:
     lora = {"rank": 8, "alpha": 16.0}
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 2, "ema_decay": 0.5}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.training import Recipe, run, train
 from latent_shift.training.report import read_log
+from latent_shift.training.trainer import TrainingInterrupted
 
 from .conftest import MakeRecipe, make_stage_of
 
@@ -191,6 +194,41 @@ def test_a_run_that_fails_later_keeps_its_log(make_recipe: MakeRecipe, monkeypat
     with pytest.raises(InputError):
         train(recipe)
     assert sorted(path.name for path in Path(recipe.output).iterdir()) == ["log.jsonl", "recipe.json"]
+
+
+def test_a_run_that_stops_before_its_first_row_keeps_its_recipe(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("autoencoder", steps=3)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, lambda *_: signal.raise_signal(signal.SIGINT))
+    output = Path(recipe.output)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_00000001"]
+    other = make_recipe("autoencoder", steps=3, optimizer={"learning_rate": 5.0})
+    assert "it holds a run with optimizer.learning_rate" in refused(other)
+    (output / "recipe.json").rename(output / "elsewhere.json")
+    assert refused(recipe).startswith("output must be a new folder: it holds checkpoints without their recipe.json")
+    (output / "elsewhere.json").rename(output / "recipe.json")
+    assert train(recipe).is_dir()
+
+
+@pytest.mark.parametrize(("stage", "part"), [("video", "init"), ("image", "autoencoder"), ("image", "text_encoder")])
+def test_a_run_goes_on_from_its_own_weights_alone(
+    make_recipe: MakeRecipe, road: Path, tmp_path: Path, stage: str, part: str
+) -> None:
+    tree = make_recipe(stage).model_dump(exclude_unset=True)
+    source = tmp_path / "source"
+    shutil.copytree(tree["model"][part], source)
+    model = {part: str(source)}
+    train(make_recipe(stage, steps=1, model=model))
+    (weights,) = {"init": source.glob("unet/*.safetensors"), "autoencoder": source.glob("*.safetensors")}.get(
+        part, source.glob("text_encoder/*.safetensors")
+    )
+    before = load_file(weights)
+    save_file({key: value + 0.5 for key, value in before.items()}, weights, {"format": "pt"})
+    expected = "model must hold the weights that the run began from, or output be a new folder, got "
+    for steps in (1, 2):
+        assert refused(make_recipe(stage, steps=steps, model=model)).startswith(expected)
+    save_file(before, weights, {"format": "pt"})
+    assert train(make_recipe(stage, steps=2, model=model)).is_dir()
 
 
 def test_two_runs_do_not_share_a_folder(make_recipe: MakeRecipe) -> None:

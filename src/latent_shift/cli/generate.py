@@ -39,7 +39,7 @@ def generate(
         str | None, typer.Option(help="Pixels: one number, or WIDTHxHEIGHT. [default: the model's]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: 25; the scheduler's, or 4 with --fast]")
+        int | None, typer.Option(help="Denoising steps. [default: 15; the scheduler's, or 4 with --fast]")
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")

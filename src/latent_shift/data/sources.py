@@ -34,7 +34,16 @@ from .records import METADATA_FILE, CaptionedVideoFolder
 from .remote import is_remote, without_query
 from .shards import INDEX_FILE, read_shards
 
-__all__ = ["KINDS", "STILL_SUFFIXES", "Selection", "Source", "is_media", "open_source", "ucf101_sentences"]
+__all__ = [
+    "KINDS",
+    "STILL_SUFFIXES",
+    "Selection",
+    "Source",
+    "files_below",
+    "is_media",
+    "open_source",
+    "ucf101_sentences",
+]
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,9 @@ def _check_origin(recipe: Recipe) -> None:
     found = {"init": hash_folder(model_folder(model.init))}
     if model.autoencoder:
         found["autoencoder"] = hash_folder(Path(model.autoencoder))
-    if begun and place.is_file() and (kept := read_json_object(place)) != found:
+    if begun and not place.is_file():
+        raise InputError("recipe.output", recipe.output, "be a new folder: what its runs began from is not known")
+    if begun and (kept := read_json_object(place)) != found:
         changed = min(key for key in kept.keys() | found.keys() if kept.get(key) != found.get(key))
         raise InputError("recipe.output", recipe.output, f"be a new folder: its runs began from another {changed}")
     write_json(place, found)
@@ -168,17 +170,23 @@ def _trained(recipe: Recipe, name: str, say: Progress) -> str:
 def _late_losses(run: Path) -> dict[int, float]:
     """The losses that were logged in the second half of a run, each the mean over the steps before; by step."""
     rows = read_log(run / "log.jsonl")
-    return {int(row["step"]): float(row["loss"]) for row in rows if 2 * row["step"] >= rows[-1]["step"]}
+    return {int(row["step"]): float(row["loss"]) for row in rows if 2 * row["step"] > rows[-1]["step"]}
 
 
 def _loss_gain(first: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
     """By how much a run's loss is below the first's: the mean difference of what both logged at the same step.
 
-    Both saw the same clips, noise and timesteps until there, so what makes losses rise and fall from step to step is
-    not in the differences. The interval is the mean's, +- 1.96 standard errors.
+    Both saw the same clips, noise and timesteps until there, so most of what makes losses rise and fall from step to
+    step is not in the differences. The interval is the mean's, +- 1.96 standard errors of a first-order autoregression:
+    differences follow those before.
     """
     gains = np.array([first[step] - other[step] for step in sorted(first.keys() & other.keys())])
-    margin = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    margin = 0.0
+    if len(gains) > 1:
+        margin = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains))
+    if len(gains) > 3 and gains.std() > 0:
+        follows = float(np.clip(np.corrcoef(gains[:-1], gains[1:])[0, 1], 0, 0.9))
+        margin *= np.sqrt((1 + follows) / (1 - follows))
     return Estimate(gains.mean(), gains.mean() - margin, gains.mean() + margin)
 
 

@@ -19,7 +19,7 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import hash_fraction
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.identity import file_key
-from latent_shift.data.sources import is_media, open_source
+from latent_shift.data.sources import files_below, is_media, open_source
 from latent_shift.media import Frames, open_video, read_video
 
 from .samples import Progress
@@ -69,14 +69,17 @@ class ClipFiles(NamedTuple):
 def list_clips(folder: str | Path, argument: str) -> list[Path]:
     """The videos, images, and folders of PNG frames with a `video.json` below a folder, in the order of their names.
 
+    Folders behind links count, too.
+
     Raises:
         InputError: there is no such folder, or nothing of that in it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(argument, str(folder), "be a folder that exists")
-    as_folders = {path.parent for path in root.rglob("video.json")}
-    files = (path for path in root.rglob("*") if is_media(path) and path.is_file() and path.parent not in as_folders)
+    below = list(files_below(root))
+    as_folders = {path.parent for path in below if path.name == "video.json"}
+    files = (path for path in below if is_media(path) and path.is_file() and path.parent not in as_folders)
     found = sorted(
         (path for path in (*as_folders, *files) if not _is_hidden(path.relative_to(root))),
         key=lambda path: path.relative_to(root).as_posix(),
@@ -94,7 +97,7 @@ def _is_hidden(path: Path) -> bool:
 def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
     """The sentence of each file: as `data` reads captioned folders, or else the prompt that the file itself holds.
 
-    A damaged file has none, and is no error here: whoever scores it leaves it out.
+    A file that is damaged or may not be read has none, and is no error here: whoever scores it leaves it out.
 
     Raises:
         InputError: a file has neither. Names it.
@@ -107,7 +110,7 @@ def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
     for path in files:
         try:
             caption = captions.get(path.resolve()) or read_video(path).metadata.get("prompt")
-        except DataError:
+        except (DataError, InputError):
             continue
         if not caption:
             expected = (
@@ -171,7 +174,7 @@ class ClipReader:
 
     Attributes:
         used: the files whose clips were given.
-        sizes: how many of them are of which size, "height x width" without spaces.
+        sizes: how many of them are of which size, "WIDTHxHEIGHT".
     """
 
     def __init__(

@@ -195,7 +195,10 @@ def evaluate_protocol(
     config = pipeline.config
     scorer = None
     if options.part is None:
-        shape = config.default_frames, config.fps, config.default_size
+        height, width = pipeline.resolve_size()
+        if height != width:
+            raise InputError("model", model, f"make square clips, as real ones are cropped; its are {width} x {height}")
+        shape = config.default_frames, config.fps, height
         scorer = _make_scorer(protocol, options.metrics, *shape, weights, device)
         scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
     pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)

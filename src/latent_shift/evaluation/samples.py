@@ -123,10 +123,10 @@ def sample_settings(
     """
     config, correlation = pipeline.config, pipeline.noise_correlation
     edges = pipeline.unet.default_boundary if boundary == "default" else boundary
-    return {
+    seam = config.default_seam_frames if edges == "circular" else None
+    return ({} if seam is None else {"seam_frames": seam}) | {  # clips of models without one keep their names
         "frames": frames,
         "boundary": edges,
-        "seam_frames": config.default_seam_frames if edges == "circular" else None,
         "model": weights,
         "fast": pipeline.is_fast,
         "scheduler": scheduler,

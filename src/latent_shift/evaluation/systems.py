@@ -76,7 +76,7 @@ class ReproduceOptions:
         batch_size: clips made at once; changes them only within rounding.
     """
 
-    steps: int = 25
+    steps: int = 15
     seeds: int = 3
     labels: int = 100
     limit: int | None = None

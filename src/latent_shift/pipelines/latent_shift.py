@@ -137,7 +137,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = 15,
         guidance_scale: float | None = None,
         motion_guidance: float | None = None,
         noise_correlation: float | None = None,
@@ -165,7 +165,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             num_frames: frames of a clip; 1 makes an image, as a one-frame video with the shift on.
             height: in pixels, divisible by the autoencoder's factor times the U-Net's.
             width: as `height`.
-            num_inference_steps: denoising steps.
+            num_inference_steps: denoising steps; the default is for `"dpm++"` and `"unipc"`, see `SCHEDULERS`.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
             motion_guidance: how much of guidance acts on what differs between the frames, in [0, 1]: the scale there is
                 1 + `motion_guidance` (s - 1). 1 is the paper; where guidance makes motion too large, less is better.
@@ -398,11 +398,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     ) -> Tensor | None:
         """`seam_weights` of a loop that is closed near its ends alone; None for all else."""
         looping = boundary is not None and self._edges(boundary) == "circular"
-        if seam_frames is not None:
-            check_at_least("seam_frames", seam_frames, 1)
-            if not looping:
-                raise InputError("seam_frames", seam_frames, "be left out where the boundary is not circular")
         frames = self.config.default_seam_frames if seam_frames is None else seam_frames
+        if frames is not None:
+            check_at_least("seam_frames", frames, 1)
+        if seam_frames is not None and not looping:
+            raise InputError("seam_frames", seam_frames, "be left out where the boundary is not circular")
         if not looping or frames is None or num_frames == 1:
             return None
         return seam_weights(num_frames, frames).to(device)

@@ -56,10 +56,17 @@ def save_checkpoint(
             write_json(temporary / _MANIFEST, {"step": step, "state": dict(state), "sha256": hashes})
         except (OSError, SafetensorError, InputError) as error:
             raise DataError(f"checkpoint {place} cannot be written ({error}); the one before it stays") from error
-    passing = [old for old in _checkpoints(root) if not keep_every or _step(old) % keep_every]
-    for old in passing[keep:]:
+    found = _checkpoints(root)
+    later = [old for old in found if _step(old) > step]  # damaged ones, without which the run went on
+    passing = [old for old in found if _step(old) <= step and (not keep_every or _step(old) % keep_every)]
+    for old in later + passing[keep:]:
         shutil.rmtree(old)
     return place
+
+
+def has_checkpoints(root: Path) -> bool:
+    """Whether a run has kept any, whole or damaged."""
+    return bool(_checkpoints(root))
 
 
 def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], int] | None:

@@ -163,7 +163,7 @@ class PreviewConfig(Config):
     """Steps between previews; there is one at the end, too."""
     prompts: tuple[str, ...] = ()
     """What is drawn; nothing is, where empty. The autoencoder stage shows reconstructions instead."""
-    num_inference_steps: int = Field(25, ge=1)
+    num_inference_steps: int = Field(15, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(4.0, ge=0)
     """Classifier-free guidance; the model's own from then on."""

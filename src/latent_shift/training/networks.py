@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import torch
 
 from latent_shift.core.config import unknown_key
 from latent_shift.core.errors import InputError
+from latent_shift.data.identity import file_key
+from latent_shift.data.sources import files_below
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.pipelines.components import load_component
+from latent_shift.pipelines.loading import model_folder
+
+from .config import ModelConfig
 
 UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -20,6 +26,29 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Arithmetic of a recipe's `precision`; the weights stay what they are."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def weights_digest(model: ModelConfig) -> str | None:
+    """SHA-256 of the names, sizes and samples of the bytes of the weights that a run begins from or keeps frozen.
+
+    Args:
+        model: of a recipe.
+
+    Returns:
+        None where one of its folders is not there any more.
+    """
+    digest = hashlib.sha256()
+    for name in ("init", "autoencoder", "text_encoder"):
+        source = getattr(model, name)
+        if not source:
+            continue
+        try:
+            folder = Path(source) if Path(source).is_dir() else model_folder(source)
+        except InputError:
+            return None
+        for file in sorted(file for file in files_below(folder) if file.suffix == ".safetensors"):
+            digest.update(f"{name} {file.relative_to(folder).as_posix()} {file_key(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def load_autoencoder(folder: Path, argument: str) -> PatchAutoencoderKL:

@@ -24,15 +24,15 @@ from latent_shift.core.files import write_json
 from latent_shift.core.seeding import derive_seed
 from latent_shift.models.layers import lay_out_for_cpu
 from latent_shift.pipelines import LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
-from latent_shift.pipelines.components import damaged_files_named, text_encoders
+from latent_shift.pipelines.components import damaged_files_named, text_encoders, without_pooling
 from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
 
 from .autoencoding import AutoencoderStage
-from .checkpoint import latest_checkpoint
+from .checkpoint import has_checkpoints, latest_checkpoint
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
-from .networks import UNETS, load_autoencoder, make_network
+from .networks import UNETS, load_autoencoder, make_network, weights_digest
 from .noise import resolve_noise
 from .sources import data_digest, open_records
 from .trainer import Progress, Stage, run_stage
@@ -121,7 +121,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
     """Keeps other runs out of the run's folder; refuses one that holds steps of a run with other settings.
 
     More or fewer steps may be asked for later: the learning rate then decays towards the new end. A new run that fails
-    before it has logged a step leaves nothing behind.
+    before it has logged a step or kept a checkpoint leaves nothing behind.
     """
     first, is_new = os.environ.get("RANK", "0") == "0", not output.exists()
     lock = FileLock(output / ".lock", timeout=0)
@@ -139,7 +139,8 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         yield
     except BaseException:
         log = output / "log.jsonl"
-        if first and is_new and not (log.exists() and log.stat().st_size):
+        has_begun = (log.exists() and log.stat().st_size) or has_checkpoints(output / "checkpoints")
+        if first and is_new and not has_begun:
             for file in (output / "recipe.json", log):
                 file.unlink(missing_ok=True)
         raise
@@ -154,7 +155,11 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    checkpoint = latest_checkpoint(output / "checkpoints") if place.exists() else None
+    if not has_checkpoints(output / "checkpoints"):
+        return
+    if not place.exists():
+        raise InputError("output", recipe.output, "be a new folder: it holds checkpoints without their recipe.json")
+    checkpoint = latest_checkpoint(output / "checkpoints")
     if checkpoint is None:
         return
     _, state, _ = checkpoint
@@ -165,10 +170,16 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     for tree in (ours, theirs):  # a cache may be anywhere, but its clips are not those that are decoded as they come
         tree["data.cache"] = "a folder" if tree.get("data.cache") else ""
     free = _FREE if "data" in state else _FREE - {"data.source"}  # which older checkpoints do not know
+    bound = {"preview.noise_correlation"} if recipe.distillation.steps else set()  # there it is that of training
     for key in sorted(ours.keys() | theirs.keys()):
-        if key not in free and key.partition(".")[0] not in free and ours.get(key) != theirs.get(key):
+        is_free = key not in bound and (key in free or key.partition(".")[0] in free)
+        if not is_free and ours.get(key) != theirs.get(key):
             expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
             raise InputError("output", recipe.output, expected)
+    weights = weights_digest(recipe.model)
+    if None not in (weights, state.get("weights")) and weights != state["weights"]:
+        sources = ", ".join(filter(None, (recipe.model.init, recipe.model.autoencoder, recipe.model.text_encoder)))
+        raise InputError("model", sources, "hold the weights that the run began from, or output be a new folder")
     if "data" in state:
         records = open_records(recipe.data.source, recipe.stage)
         if data_digest(records, recipe.data.balance_by) != state["data"]:
@@ -267,12 +278,14 @@ def load_text_encoder(folder: Path) -> dict[str, Any]:
         InputError: a part is missing.
         DataError: a part is damaged.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
     for part in ("text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise InputError("model.text_encoder", str(folder), f"be a folder with {part}/ in it")
     with damaged_files_named(folder):
-        encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, add_pooling_layer=False)
+        config = AutoConfig.from_pretrained(folder / "text_encoder")
+        options = without_pooling(MODEL_MAPPING[type(config)])
+        encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     return {"text_encoder": encoder, "tokenizer": tokenizer}

@@ -32,7 +32,7 @@ from latent_shift.models.attention import training_attention
 
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .config import Recipe
-from .networks import autocast
+from .networks import autocast, weights_digest
 from .optimizer import learning_rate, make_optimizer
 from .report import Clock, Quarantine, TrainingLog, plot_losses
 from .sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
@@ -114,6 +114,7 @@ class _Run:
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self._quarantine = Quarantine(self._output / "quarantine.jsonl") if accelerator.is_main_process else None
         self._bad: dict[str, str] = {}
+        self._weights = weights_digest(recipe.model)  # now, and not when a checkpoint is written: what was loaded
         self._unread = len(stage.batches.quarantined)  # of a cache: they are no part of the order of samples
 
     def train(self, progress: Progress | None) -> None:
@@ -245,7 +246,8 @@ class _Run:
                 self._quarantine.add(bad)
             if len(self._quarantine):
                 logger.info("%d files could not be read: %s", len(self._quarantine), self._quarantine.path)
-            kept = {**state, "scaler": scaler, "data": self._stage.data_digest, "unread": self._unread}
+            kept = {**state, "scaler": scaler, "unread": self._unread}
+            kept |= {"data": self._stage.data_digest, "weights": self._weights}
             save_checkpoint(place, step, groups, kept, recipe.keep_checkpoints, recipe.keep_every)
             plot_losses(self._output / "log.jsonl", self._output / "loss.png")
         self._accelerator.wait_for_everyone()
