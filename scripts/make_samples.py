@@ -3,7 +3,8 @@
     python scripts/make_samples.py --data data/emoji --model emoji
 
 The rule: of the labels that move and may be seen in training, those with the smallest `hash_fraction("sheet", label)`;
-seed 0 for all. For held-out families, likewise with `hash_fraction("heldout sheet", label)`.
+seed 0 for all. For held-out families, likewise with `hash_fraction("heldout sheet", label)`. All are loops, since the
+README plays them again and again.
 """
 
 import argparse
@@ -31,11 +32,12 @@ def pick_captions(records: list[CaptionedVideo], salt: str, count: int) -> list[
 
 
 def draw(pipeline: LatentShiftPipeline, captions: list[str]) -> list[np.ndarray]:
-    """One clip a caption, seed 0, uint8 `(frames, height, width, 3)`."""
+    """One loop a caption, seed 0, uint8 `(frames, height, width, 3)`."""
     clips = []
     for caption in captions:
         generator = torch.Generator().manual_seed(0)
-        frames = np.asarray(pipeline(caption, generator=generator, output_type="np").frames)[0]
+        output = pipeline(caption, boundary="circular", generator=generator, output_type="np")
+        frames = np.asarray(output.frames)[0]
         clips.append((frames * 255).round().astype(np.uint8))
     return clips
 
