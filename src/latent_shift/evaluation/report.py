@@ -125,8 +125,8 @@ def ablation_to_markdown(result: dict[str, Any]) -> str:
         f"Runs of {settings['steps']} steps of {settings['batch_size']} clips, {settings['frames']} frames of "
         f"{settings['size']} x {settings['size']}, one of each variant, from the same weights, with the same clips in "
         "the same order and the same noise (but noise that follows the frames around a loop is another where the ends "
-        f"are zeros, and the last has another seed); {settings['seeds']} clips of each of {settings['subjects']} "
-        f"training labels, in {settings['sampling_steps']} denoising steps with guidance "
+        f"are zeros, and the last has another seed). Of each of {settings['subjects']} training labels so many clips: "
+        f"{settings['seeds']}; in {settings['sampling_steps']} denoising steps with guidance "
         f"{settings['guidance_scale']:g}, {settings['dtype']}.",
         _table(" | ".join(["variant", "training loss", *(_STATISTICS[key] for key in keys)]), scores),
         f'Gains over "{first["title"]}", on the same labels, with 95 % intervals. {_ONE_RUN} '
