@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.training import Recipe, run, train
@@ -229,6 +231,18 @@ def test_a_run_goes_on_from_its_own_weights_alone(
         assert refused(make_recipe(stage, steps=steps, model=model)).startswith(expected)
     save_file(before, weights, {"format": "pt"})
     assert train(make_recipe(stage, steps=2, model=model)).is_dir()
+
+
+def test_a_text_encoder_without_a_pooling_layer_is_loaded(road: Path, tmp_path: Path) -> None:
+    config = CLIPTextConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    saved = CLIPTextModel(config)
+    saved.save_pretrained(tmp_path / "text_encoder")
+    shutil.copytree(road / "image/model/tokenizer", tmp_path / "tokenizer")
+    loaded = run.load_text_encoder(tmp_path)["text_encoder"]
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    assert all(torch.equal(value, saved.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
 def test_two_runs_do_not_share_a_folder(make_recipe: MakeRecipe) -> None:

@@ -11,7 +11,8 @@ def seam_weights(num_frames: int, seam_frames: int) -> Float[Tensor, "frames 1 1
     """How far a frame's prediction is that of the closed loop, and not that of the clip with its ends.
 
     1 for the first and the last frame, falling by 1 / `seam_frames` a frame towards the middle, 0 from there on. So the
-    frames in the middle keep the motion that the ends give them, and those at the seam see each other.
+    frames in the middle keep the motion that the ends give them, and those at the seam see each other. No paper's: see
+    "Loops" in docs/architecture.md.
 
     Args:
         num_frames: of the clip.

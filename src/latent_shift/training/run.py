@@ -155,13 +155,11 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    if not has_checkpoints(output / "checkpoints"):
-        return
-    if not place.exists():
-        raise InputError("output", recipe.output, "be a new folder: it holds checkpoints without their recipe.json")
     checkpoint = latest_checkpoint(output / "checkpoints")
     if checkpoint is None:
         return
+    if not place.exists():
+        raise InputError("output", recipe.output, "be a new folder: it holds checkpoints without their recipe.json")
     _, state, _ = checkpoint
     before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
