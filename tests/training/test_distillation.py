@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,23 @@ def test_later_steps_start_where_the_students_steps_lead(make_student: MakeStude
             still = difference.mean(dim=2, keepdim=True)
             expected = ((SCALE - 1) * (still + SHARE * (difference - still))).square().mean()
             torch.testing.assert_close(loss[row], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_every_process_calls_the_network_as_often(make_student: MakeStudent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a sharded network wait for each other at each call; what is called besides changes nothing."""
+    stage = make_student(4, 1)
+    batch = stage.batches.draw(0)
+    steps = 3 - batch.timesteps // 250
+    batch = dataclasses.replace(
+        batch, timesteps=batch.timesteps + 250 * (steps - 1).clamp(min=0)
+    )  # at most one step in
+    calls: list[int] = []
+    stage.network.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
+    alone = stage.loss(batch)
+    assert len(calls) == 2
+    monkeypatch.setattr(stage._accelerator, "gather", lambda _most: torch.tensor([1, 3]))  # another process's
+    torch.testing.assert_close(stage.loss(batch), alone)
+    assert calls[2:] == [*calls[:1], 1, 1, *calls[1:2]]
 
 
 def test_noise_is_that_of_sampling(make_student: MakeStudent) -> None:

@@ -22,7 +22,7 @@ def claims(
     data: Annotated[Path, typer.Option(help="What `latent-shift data emoji` made.")] = Path("data/emoji"),
     output: Annotated[Path, typer.Option(help="Where clips and their features are kept.")] = Path("runs/evaluation"),
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/reproduce"),
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 15,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the solver's, 15]")] = None,
     seeds: Annotated[int, typer.Option(help="Clips of each subject, each with a seed of its own.")] = 3,
     limit: Annotated[int | None, typer.Option(help="At most so many subjects of each set, for trials.")] = None,
     rounds: Annotated[int, typer.Option(help="Clips of each model that are timed.")] = 7,
@@ -40,11 +40,14 @@ def claims(
     """
     from latent_shift.evaluation import ReproduceOptions
     from latent_shift.evaluation import reproduce as run
+    from latent_shift.pipelines.schedulers import DEFAULT_STEPS
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
 
-    options = ReproduceOptions(steps=steps, seeds=seeds, limit=limit, rounds=rounds, batch_size=batch_size)
+    options = ReproduceOptions(
+        steps=DEFAULT_STEPS if steps is None else steps, seeds=seeds, limit=limit, rounds=rounds, batch_size=batch_size
+    )
     quiet_libraries()
     with progress_bars() as show:
         result = run(model, twin, base, data, output, report, options, device, dtype, show)
@@ -64,7 +67,7 @@ def ablation(
     ] = None,
     output: Annotated[Path, typer.Option(help="Where clips and their features are kept.")] = Path("runs/evaluation"),
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/reproduce"),
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 15,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the solver's, 15]")] = None,
     seeds: Annotated[int, typer.Option(help="Clips of each label, each with a seed of its own.")] = 3,
     limit: Annotated[int | None, typer.Option(help="At most so many labels, for trials.")] = None,
     batch_size: Annotated[int, typer.Option(help="Clips made at once.")] = 1,
@@ -84,13 +87,16 @@ def ablation(
     from latent_shift.core.config import load_config
     from latent_shift.evaluation import ReproduceOptions, ablate
     from latent_shift.evaluation.report import ablation_to_markdown
+    from latent_shift.pipelines.schedulers import DEFAULT_STEPS
     from latent_shift.training import Recipe
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
 
     resolved = load_config(Recipe, recipe, settings or ())
-    options = ReproduceOptions(steps=steps, seeds=seeds, limit=limit, batch_size=batch_size)
+    options = ReproduceOptions(
+        steps=DEFAULT_STEPS if steps is None else steps, seeds=seeds, limit=limit, batch_size=batch_size
+    )
     quiet_libraries()
     with progress_bars() as show:
         result = ablate(resolved, output, report, options, device, dtype, show)

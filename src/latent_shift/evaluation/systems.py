@@ -21,7 +21,7 @@ from latent_shift.media import Frames, read_video, resize_frames
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, load_pipeline
 from latent_shift.pipelines.loading import model_folder
-from latent_shift.pipelines.schedulers import make_scheduler
+from latent_shift.pipelines.schedulers import DEFAULT_STEPS, make_scheduler
 
 from .judge import EmojiJudge
 from .samples import Progress, SampleStore, hash_folder, sample_settings
@@ -76,7 +76,7 @@ class ReproduceOptions:
         batch_size: clips made at once; changes them only within rounding.
     """
 
-    steps: int = 15
+    steps: int = DEFAULT_STEPS
     seeds: int = 3
     labels: int = 100
     limit: int | None = None

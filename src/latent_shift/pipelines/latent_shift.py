@@ -28,6 +28,7 @@ from .folder import FolderPipeline
 from .guidance import guide
 from .looping import seam_weights
 from .noise import correlate_frames, scheduler_step
+from .schedulers import DEFAULT_STEPS
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 15,
+        num_inference_steps: int = DEFAULT_STEPS,
         guidance_scale: float | None = None,
         motion_guidance: float | None = None,
         noise_correlation: float | None = None,

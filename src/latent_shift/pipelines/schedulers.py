@@ -10,9 +10,13 @@ from diffusers import SchedulerMixin
 
 from latent_shift.core.errors import InputError
 
+DEFAULT_STEPS = 15
+"""Of the multistep solvers: measured (docs/performance.md, "Fewer steps"), and what DPM-Solver++ promises for guided
+sampling (arXiv:2211.01095: 15 to 20)."""
+
 SCHEDULERS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", 15, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": ("UniPCMultistepScheduler", 15, {}),
+    "dpm++": ("DPMSolverMultistepScheduler", DEFAULT_STEPS, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": ("UniPCMultistepScheduler", DEFAULT_STEPS, {}),
     "ddim": ("DDIMScheduler", 50, {"clip_sample": False, "set_alpha_to_one": True}),
     "euler": ("EulerDiscreteScheduler", 25, {}),
     "ddim-trailing": (
@@ -23,9 +27,7 @@ SCHEDULERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", 100, {"clip_sample": False, "variance_type": "fixed_small"}),
 }
 """Name: diffusers class, its usual number of steps, its settings. "ddpm" with 100 steps is the paper's (Table 6).
-The 15 of the multistep solvers are measured (docs/performance.md, "Fewer steps") and what DPM-Solver++ promises for
-guided sampling (arXiv:2211.01095: 15 to 20). "ddim-trailing" with 4 is for distilled models
-(`training.distillation`): its steps start at the last of training."""
+"ddim-trailing" with 4 is for distilled models (`training.distillation`): its steps start at the last of training."""
 
 PAPER_NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,

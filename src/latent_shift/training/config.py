@@ -163,8 +163,8 @@ class PreviewConfig(Config):
     """Steps between previews; there is one at the end, too."""
     prompts: tuple[str, ...] = ()
     """What is drawn; nothing is, where empty. The autoencoder stage shows reconstructions instead."""
-    num_inference_steps: int = Field(15, ge=1)
-    """Denoising steps."""
+    num_inference_steps: int | None = Field(None, ge=1)
+    """Denoising steps; the pipeline's usual number where it is not given."""
     guidance_scale: float = Field(4.0, ge=0)
     """Classifier-free guidance; the model's own from then on."""
     motion_guidance: float = Field(1.0, ge=0, le=1)

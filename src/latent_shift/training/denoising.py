@@ -26,6 +26,7 @@ from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.components import text_encoders
 from latent_shift.pipelines.latent_shift import latent_statistics
+from latent_shift.pipelines.schedulers import DEFAULT_STEPS
 from latent_shift.pipelines.text import logger as text_logger
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
@@ -195,7 +196,7 @@ class DenoisingStage:
             output: Any = self.pipeline(
                 [options.prompts[index] for index in indices],
                 num_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
-                num_inference_steps=options.num_inference_steps,
+                num_inference_steps=options.num_inference_steps or DEFAULT_STEPS,
                 guidance_scale=options.guidance_scale,
                 boundary="default" if recipe.stage == "video" else None,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -63,9 +63,14 @@ class DistillationStage(DenoisingStage):
         # Which of the student's steps each row learns: those of pure noise are 0.
         share = batch.timesteps.to(device) / self._noise_schedule.config.num_train_timesteps
         steps = ((1 - share) * options.steps).ceil().long() - 1
+        # Every process takes as many, since all of them gather the weights of a network that is sharded.
+        most = int(self._accelerator.gather(steps.max().view(1)).max())
         with torch.no_grad():
-            for step in range(int(steps.max())):
+            for step in range(most):
                 rows = steps > step
+                if not rows.any():
+                    self._student_step(latents[:1], step, text[:1], batch.boundary)
+                    continue
                 moved = self._student_step(latents[rows], step, text[rows], batch.boundary)
                 latents = latents.masked_scatter(rows.view(-1, 1, 1, 1, 1), moved)
             target = self._target(latents, steps, text, batch.boundary)
