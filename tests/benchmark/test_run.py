@@ -161,6 +161,8 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
     [
         ({"models": ("unet4d",)}, "models must be among latent_shift, .*, got 'unet4d'"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"sweep_frames": (4,)}, r"sweep_frames must be two numbers of frames or more, got \(4,\)"),
+        ({"sweep_frames": (4, 0)}, r"sweep_frames must be two numbers of frames or more, got \(4, 0\)"),
         ({"op_rounds": -1}, "op_rounds must be at least 0, got -1"),
         ({"clip_steps": 101}, "clip_steps must be between 1 and steps, 100, got 101"),
     ],

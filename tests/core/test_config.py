@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ class Outer(Config):
     kind: Literal["image", "video"] = "image"
     flag: bool = False
     limit: int | None = None
+    length: Literal["whole"] | Annotated[float, Field(gt=0)] = "whole"
     inner: Inner = Inner()
     maybe: Inner | None = None
 
@@ -129,6 +130,8 @@ def test_a_missing_key_is_named() -> None:
         ("inner.rate=-1.0", "inner.rate must be valid (Input should be greater than 0)", "got -1.0"),
         ("kind=sound", "kind must be valid (Input should be 'image' or 'video')", "got 'sound'"),
         ("inner=3", "inner must be valid (Input should be a valid dictionary", "got 3"),
+        ("length=[2.0]", "length must be valid (", "got [2.0]"),
+        ("length={a=1}", "length must be valid (", "got {'a': 1}"),
         ("inner.names=[1]", "inner.names.0 must be valid (Input should be a valid string)", "got 1"),
     ],
 )

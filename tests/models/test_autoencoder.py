@@ -62,7 +62,13 @@ def test_shapes() -> None:
         posterior = autoencoder.encode(pictures).latent_dist
         assert posterior.mean.shape == posterior.std.shape == (3, 5, height // 8, width // 8)
         assert autoencoder.decode(posterior.mean).sample.shape == pictures.shape
-        assert autoencoder(pictures).shape == pictures.shape
+        assert torch.equal(autoencoder(pictures).sample, autoencoder.decode(posterior.mean).sample)
+        drawn = [
+            autoencoder(pictures, True, return_dict=False, generator=torch.Generator().manual_seed(seed))
+            for seed in (0, 0, 1)
+        ]
+        assert torch.equal(drawn[0][0], drawn[1][0])
+        assert not torch.equal(drawn[0][0], drawn[2][0])
         assert torch.equal(autoencoder.encode(pictures, return_dict=False)[0].mean, posterior.mean)
         (decoded,) = autoencoder.decode(posterior.mean, return_dict=False)
         assert torch.equal(decoded, autoencoder.decode(posterior.mean).sample)
@@ -80,7 +86,7 @@ def test_every_size_counts() -> None:
     counts = {name: make_autoencoder(**{name: value}).num_parameters() for name, value in sizes.items()}
     assert len({*counts.values(), make_autoencoder().num_parameters()}) == len(sizes) + 1
     grey = make_autoencoder(in_channels=1, out_channels=1)
-    assert grey(torch.randn(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+    assert grey(torch.randn(2, 1, 8, 8)).sample.shape == (2, 1, 8, 8)
 
 
 @torch.no_grad()
@@ -155,7 +161,7 @@ def test_the_posterior_starts_at_40_db() -> None:
     seeded = [torch.Generator().manual_seed(3) for _ in range(2)]
     noise = torch.randn(posterior.mean.shape, generator=seeded[0])
     expected = autoencoder.decode(posterior.mean + posterior.std * noise).sample
-    torch.testing.assert_close(autoencoder(pictures, seeded[1]), expected)
+    torch.testing.assert_close(autoencoder(pictures, True, generator=seeded[1]).sample, expected)
 
 
 def test_training_learns_what_the_linear_code_misses() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -185,6 +186,31 @@ def test_config_round_trip(tmp_path: Path) -> None:
     assert configs[1]["relative_attention_max_distance"] == 48
     assert again.mid_block.temporal_attentions[0].max_distance == 48
     assert torch.equal(again(*inputs()).sample, unet(*inputs()).sample)
+
+
+def test_the_folder_of_a_2d_network_is_the_image_model(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain = UNet2DConditionModel(**SHIFT_TINY).eval()
+    plain.save_pretrained(tmp_path)
+    for options in ({}, {"low_cpu_mem_usage": False}):
+        unet = LatentVDMUNet.from_pretrained(tmp_path, temporal_heads=2, **options).eval()
+        assert not any(parameter.is_meta for parameter in unet.parameters())
+        sample, timestep, text = inputs()
+        result = unet(sample, timestep, text).sample
+        assert torch.equal(result, unet(sample, timestep, text, boundary=None).sample)
+        assert unet.mid_block.temporal_attentions[0].to_q.weight.abs().max() < 1
+    half = LatentVDMUNet.from_pretrained(tmp_path, temporal_heads=2, torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_a_part_of_a_temporal_layer_is_refused(tmp_path: Path) -> None:
+    make_unet().save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    weights = load_file(file)
+    del weights["mid_block.temporal_attentions.0.to_q.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"^mid_block.temporal_attentions.0 must have all of its weights, or none"):
+        LatentVDMUNet.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

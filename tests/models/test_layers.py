@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from latent_shift.core.errors import InputError
 from latent_shift.models import layers
 from latent_shift.models.layers import (
     LeanFeedForward,
@@ -16,6 +17,7 @@ from latent_shift.models.layers import (
     LeanUpsample2D,
     convolve,
     lay_out_for_cpu,
+    set_memory_format,
     use_lean_layers,
 )
 
@@ -299,3 +301,8 @@ def test_a_spatial_transformer_keeps_the_layout(linear):
     contiguous = plain(x.contiguous(), return_dict=False)[0]
     assert contiguous.is_contiguous()
     torch.testing.assert_close(contiguous, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_memory_format_that_is_none_is_refused():
+    with pytest.raises(InputError, match="memory format must be contiguous or channels_last, got 'channel_last'"):
+        set_memory_format(nn.Conv2d(1, 1, 1), "channel_last")

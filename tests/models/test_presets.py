@@ -26,7 +26,7 @@ def test_table_6() -> None:
     assert unet.config.noise_correlation == 0
     assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 8
     assert unet.config.cross_attention_dim == text.config.d_model == 1280
-    assert [type(block).__name__ for block in unet.down_blocks[:3]] == ["CrossAttnDownBlock2D"] * 3
+    assert [type(block).__name__ for block in unet.down_blocks[:3]] == ["VideoCrossAttnDownBlock2D"] * 3
     assert vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1) == unet.config.sample_size == 32
     assert vae.config.latent_channels == unet.config.in_channels == 4
     assert text.config.max_position_embeddings == 77

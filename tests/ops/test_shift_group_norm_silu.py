@@ -384,3 +384,27 @@ def test_triton_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["automatic", "agrees", "views", "time", "operator", "network"])
 def test_triton_on_a_gpu(name: str, tmp_path: Path) -> None:
     run_case(name, "cuda", tmp_path)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of `torch.func.jvp`
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_tangents_are_those_of_eager(boundary: Boundary | None) -> None:
+    """PyTorch takes the forward-mode derivative of an operator that has none to be zero, and says nothing."""
+    x, weight, bias, upstream = features(torch.float32, torch.channels_last)
+    x = x.detach()
+    outputs = []
+    for backend in ("eager", "native"):
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor, backend: Backend = backend) -> Tensor:
+            return shift_group_norm_silu(x, weight, bias, 2, num_frames=3, boundary=boundary, backend=backend)
+
+        inputs = (x, weight.detach(), bias.detach())
+        value, tangent = torch.func.jvp(run, inputs, (upstream, *inputs[1:]))
+        batched = torch.func.vmap(run, (0, None, None))(torch.stack([x, upstream]), *inputs[1:])
+        gradient = torch.func.grad(lambda *inputs, run=run: run(*inputs).square().sum())(*inputs)
+        step = 1e-3
+        moved = run(x + step * upstream, (1 + step) * inputs[1], (1 + step) * inputs[2]) - run(*inputs)
+        torch.testing.assert_close(tangent, moved / step, rtol=0.02, atol=0.02)
+        outputs.append((value, tangent, batched, gradient))
+    torch.testing.assert_close(outputs[0], outputs[1])

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,27 @@ def test_gradients_equal_those_of_indexing(dtype: torch.dtype, boundary: str) ->
             results.append((y, first, second))
         for ours, theirs in zip(*results, strict=True):
             assert torch.equal(ours, theirs), (num_frames, fold, channels)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of `torch.func.jvp`
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_function_transforms(boundary: Any) -> None:
+    x, direction = torch.randn(2, 12, 4, 2, 1)
+
+    def shift(x: Tensor) -> Tensor:
+        return temporal_shift_folded(x, 6, boundary=boundary)
+
+    value, tangent = torch.func.jvp(shift, (x,), (direction,))
+    assert torch.equal(value, shift(x))
+    assert torch.equal(tangent, shift(direction))
+    x.requires_grad_()
+    gradients = torch.func.vmap(torch.func.grad(lambda x: (shift(x) * direction).sum()))(x[None])
+    (expected,) = torch.autograd.grad((shift(x) * direction).sum(), x)
+    assert torch.equal(gradients[0], expected)
+
+
+def test_no_frames() -> None:
+    assert temporal_shift(torch.zeros(1, 3, 0, 2, 2), boundary="circular").shape == (1, 3, 0, 2, 2)
 
 
 def test_gradients_keep_channels_last() -> None:

@@ -99,6 +99,8 @@ class BenchmarkOptions:
             ("op_rounds", 0),
         ):
             check_at_least(name, getattr(self, name), least)
+        if len(set(self.sweep_frames)) < 2 or min(self.sweep_frames) < 1:
+            raise InputError("sweep_frames", self.sweep_frames, "be two numbers of frames or more")
         if self.clip_steps is not None and not 1 <= self.clip_steps <= self.steps:
             raise InputError("clip_steps", self.clip_steps, f"be between 1 and steps, {self.steps}")
 

@@ -50,7 +50,7 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
         if first["type"] == "extra_forbidden":
             raise unknown_key(key, _known_keys(cls, first["loc"][:-1])) from error
         if first["type"] == "missing":
-            raise InputError(key, None, "be given") from error
+            raise InputError(".".join((*filter(None, [key]), str(first["loc"][-1]))), None, "be given") from error
         message = first["msg"].removeprefix("Value error, ")
         value = first["input"]
         if not key:  # a check of several keys together
@@ -72,10 +72,11 @@ def _dotted(tree: Any, place: Sequence[int | str]) -> str:
     """The dotted key of an error's place, without the kinds of value that pydantic adds where several are allowed."""
     parts: list[str] = []
     for part in place:
-        if not isinstance(tree, dict | list | tuple):
+        inside = part in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(part, int)
+        if not inside:
             break
         parts.append(str(part))
-        tree = tree.get(part) if isinstance(tree, dict) else tree[int(part)]
+        tree = tree[part]
     return ".".join(parts)
 
 

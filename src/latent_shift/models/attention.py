@@ -69,7 +69,8 @@ def training_attention(device: torch.device) -> contextlib.AbstractContextManage
     """The attention for training: on a CPU plain batched products, on a GPU what PyTorch picks.
 
     On a CPU both of PyTorch's own ways are slow to train: the flash kernel's backward pass took 39 % of a small U-Net's
-    step, and its "math" kernel takes up to four times as long as the same products in three calls.
+    step, and its "math" kernel takes up to four times as long as the same products in three calls. Where layers are
+    checkpointed, `backward` must be inside, too, and it does not compile.
     """
     return _PlainAttention() if device.type == "cpu" else contextlib.nullcontext()
 

@@ -37,7 +37,9 @@ class _ResidualBlock(nn.Module):
 
 
 class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A KL autoencoder (Sec. 3.1) with factor f = 8, with the interface of diffusers' `AutoencoderKL`.
+    """A KL autoencoder (Sec. 3.1) with factor f = 8, and the methods of diffusers' `AutoencoderKL`.
+
+    The factor does not follow from the number of widths, from which pipelines of plain diffusers read it.
 
     Args:
         in_channels: colour channels.
@@ -140,18 +142,26 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(
-        self, z: Float[Tensor, "batch latent_channels height width"], return_dict: bool = True
+        self,
+        z: Float[Tensor, "batch latent_channels height width"],
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Pictures of latents, about in [-1, 1] (not clamped)."""
+        """Pictures of latents, about in [-1, 1] (not clamped). `generator` is diffusers', and draws nothing here."""
+        del generator
         sample = self.linear_decoder(z) + self.decoder(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
-        self, sample: Float[Tensor, "batch channels height width"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Reconstructs pictures from a sample of their posterior."""
+        self,
+        sample: Float[Tensor, "batch channels height width"],
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Reconstructs pictures from the mode of their posterior, or from a sample of it."""
         posterior = self.encode(sample).latent_dist  # type: ignore[union-attr]
-        return self.decode(posterior.sample(generator)).sample  # type: ignore[union-attr, no-any-return]
+        return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode(), return_dict)
 
 
 def _check_size(pictures: Tensor) -> None:

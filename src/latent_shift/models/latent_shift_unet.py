@@ -7,9 +7,7 @@ and with the same keys: any text-to-image checkpoint loads `strict=True`, and ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
-
-from torch import Tensor, nn
+from typing import Any
 
 from latent_shift.core.errors import InputError
 
@@ -33,6 +31,7 @@ class LatentShiftUNet(VideoUNet):
 
     def __init__(
         self,
+        *,
         shift_fold: int = 3,
         shift_placement: Placement = "before_norm1",
         shift_distance: int | Sequence[int] = 1,
@@ -40,17 +39,16 @@ class LatentShiftUNet(VideoUNet):
     ) -> None:
         super().__init__(**kwargs)
         check_option("shift_placement", shift_placement, ("before_norm1", "before_conv1"))
-        if shift_fold < 2:
-            raise InputError("shift_fold", shift_fold, "be at least 2")
+        narrowest = min(self.config.block_out_channels)
+        if not isinstance(shift_fold, int) or not 2 <= shift_fold <= narrowest:
+            raise InputError("shift_fold", shift_fold, f"be a whole number from 2 to {narrowest}, the narrowest width")
         levels = len(self.config.block_out_channels)
-        distances = [shift_distance] * levels if isinstance(shift_distance, int) else list(shift_distance)
-        if len(distances) != levels or min(distances) < 1:
-            raise InputError("shift_distance", shift_distance, f"be at least 1, or {levels} such numbers")
+        distances = list(shift_distance) if isinstance(shift_distance, Sequence) else [shift_distance] * levels
+        if len(distances) != levels or not all(isinstance(one, int) and one >= 1 for one in distances):
+            raise InputError("shift_distance", shift_distance, f"be a whole number from 1, or {levels} such numbers")
         self.register_to_config(shift_fold=shift_fold, shift_placement=shift_placement, shift_distance=shift_distance)
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         for block, distance in zip(blocks, [*distances, distances[-1], *reversed(distances)], strict=True):
             for resnet in block.resnets:
+                resnet.shifts = True
                 resnet.fold, resnet.placement, resnet.distance = shift_fold, shift_placement, distance
-
-    def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
-        return cast("Tensor", block(x, temb, num_frames, boundary))

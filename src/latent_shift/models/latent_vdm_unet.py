@@ -1,7 +1,7 @@
-"""Latent-VDM, the paper's baseline (Sec. 4.1, Table 6): temporal attention in the latent space instead of the shift.
+"""Latent-VDM, the paper's baseline (Sec. 4.2, Table 6): temporal attention in the latent space instead of the shift.
 
 After each spatial transformer of the U-Net every pixel attends over its frames, as in Video Diffusion Models
-(arXiv:2204.03458), with relative positions (Sec. 4.1), here T5's buckets (arXiv:1910.10683, Sec. 2.1), so that any
+(arXiv:2204.03458), with relative positions (Sec. 4.4), here T5's buckets (arXiv:1910.10683, Sec. 2.1), so that any
 number of frames can be asked for. The output layer starts from zero: before training it is the image model.
 """
 
@@ -122,6 +122,7 @@ class LatentVDMUNet(VideoUNet):
 
     def __init__(
         self,
+        *,
         temporal_heads: int = 8,
         relative_attention_num_buckets: int = 32,
         relative_attention_max_distance: int = 32,
@@ -143,15 +144,27 @@ class LatentVDMUNet(VideoUNet):
             if layers:
                 block.temporal_attentions = nn.ModuleList(layers)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Diffusers' `from_pretrained`; from the folder of a 2-D U-Net, too, whose temporal layers start anew.
+
+        Raises:
+            InputError: a `ValueError`, where a part of a temporal layer is missing.
+        """
+        network, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing = {key for key in info["missing_keys"] if ".temporal_attentions." in key}
+        for name, layer in network.named_modules():
+            if isinstance(layer, TemporalAttention):
+                own = {f"{name}.{key}" for key in layer.state_dict()}
+                if own & missing and not own <= missing:
+                    raise InputError(name, f"no {min(own & missing)}", "have all of its weights, or none")
+                if own <= missing:
+                    layer.to_empty(device=network.device).reset_parameters()
+        return (network, info) if output_loading_info else network
+
     def _temporal_layer(self, channels: int) -> TemporalAttention:
         heads = self.config.temporal_heads
         if heads < 1 or channels % heads:
             raise InputError("temporal_heads", heads, f"divide the width of every block, {channels}")
         buckets, distance = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
         return TemporalAttention(channels, heads, buckets, distance)
-
-    def _mix_attended(self, block: Any, index: int, x: Tensor, num_frames: int, boundary: Any) -> Tensor:
-        if boundary is None:
-            return x
-        mixed: Tensor = block.temporal_attentions[index](x, num_frames, boundary)
-        return mixed

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from latent_shift.core.errors import InputError
 from latent_shift.ops import BACKEND_VARIABLE, choose_backend, group_norm
 
 _WIDE_GROUP = 8
@@ -41,7 +42,13 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def set_memory_format(network: nn.Module, name: str) -> None:
-    """Lays the kernels of convolutions out as "contiguous" or "channels_last"; activations follow them."""
+    """Lays the kernels of convolutions out as "contiguous" or "channels_last"; activations follow them.
+
+    Raises:
+        InputError: a `ValueError`, if `name` is neither.
+    """
+    if name not in ("contiguous", "channels_last"):
+        raise InputError("memory format", name, "be contiguous or channels_last")
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if name == "channels_last" else {}
     for weight in network.parameters():
         weight.data = weight.data.contiguous(memory_format=formats.get(weight.dim(), torch.contiguous_format))
@@ -174,7 +181,9 @@ def convolve(
 
 
 def _may_be_product(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether it is a convolution of all pixels and channels, in bf16 and channels_last, on a CPU."""
+    """Whether it is a convolution of all pixels and channels, in bf16 and channels_last, on a CPU, and not compiled."""
+    if torch.compiler.is_compiling():
+        return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return (
         x.device.type == "cpu"

@@ -22,6 +22,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
     Made from diffusers' block by changing its class: parameters, keys and hooks stay.
     """
 
+    shifts: bool = False  # Latent-VDM's do not
     fold: int = 3
     distance: int = 1
     placement: Placement = "before_norm1"
@@ -41,6 +42,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
             num_frames: frames in each clip.
             boundary: what the first and the last frame see; None turns the shift off, as in diffusers' own block.
         """
+        boundary = boundary if self.shifts else None
         early = boundary if self.placement == "before_norm1" else None
         x = self._normalise(self.norm1, input_tensor, num_frames, early)
         if boundary is not None and self.placement == "before_conv1":

@@ -1,6 +1,6 @@
 """A video U-Net that is diffusers' 2-D `UNet2DConditionModel` and something that mixes frames.
 
-The forward pass is written out here, block by block, and not inherited, for one reason: the number of frames and the
+The forward pass is written out here and in `blocks`, and not inherited, for one reason: the number of frames and the
 boundary are then arguments of each call. State kept on the modules between calls gave wrong frames with two threads
 and wrong gradients with checkpointing.
 """
@@ -9,35 +9,39 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.peft_utils import apply_lora_scale
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from latent_shift.core.errors import InputError
 from latent_shift.ops import Boundary
 
 from .attention import attend_by_clip, attends_by_clip
+from .blocks import VIDEO_BLOCKS
 from .layers import use_lean_layers
 from .resnet import ShiftResnetBlock2D
 from .weights import load_exactly
 
-_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
-_ONLY = {"class_embed_type": None, "num_class_embeds": None, "center_input_sample": False}
+_ONLY = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "center_input_sample": False,
+    "dual_cross_attention": False,
+    "attention_type": "default",
+}
 
 
 class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     """The 5-D interface that `LatentShiftUNet` and `LatentVDMUNet` share. Alone it treats each frame as a picture.
 
     Args:
-        noise_correlation: of the noise of neighbouring frames, in training and at the first step of sampling, in
-            [0, 1); 0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
+        noise_correlation: of the noise of neighbouring frames, in training and wherever sampling adds noise, in [0, 1);
+            0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
         default_boundary: what `forward`'s `boundary="default"` means; `"circular"` for a model of loops.
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
@@ -45,8 +49,16 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         InputError: a `ValueError`, for an option out of range, or a block type or conditioning that is not known here.
     """
 
+    _no_split_modules: ClassVar[list[str]] = [
+        "BasicTransformerBlock",
+        "ShiftResnetBlock2D",
+        "VideoUpBlock2D",
+        "VideoCrossAttnUpBlock2D",
+    ]
+
     def __init__(
         self,
+        *,
         noise_correlation: float = 0.0,
         default_boundary: Boundary = "zero",
         **kwargs: Any,
@@ -62,6 +74,11 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         for module in self.modules():
             if type(module) is ResnetBlock2D:
                 module.__class__ = ShiftResnetBlock2D
+            module.__class__ = VIDEO_BLOCKS.get(type(module), type(module))
+
+    def set_default_attn_processor(self) -> None:
+        """Undoes what was set: every attention is that of the clip's frames to its text (`ClipAttnProcessor`)."""
+        attend_by_clip(self)
 
     @property
     def frame_mixing_keys(self) -> set[str]:
@@ -83,16 +100,6 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         """
         load_exactly(self, state, optional=self.frame_mixing_keys, assign=assign)
 
-    def _run_resnet(self, block: nn.Module, x: Tensor, temb: Tensor, num_frames: int, boundary: Any) -> Tensor:
-        """A ResNet block on folded frames."""
-        del boundary
-        return cast("Tensor", block(x, temb, num_frames))
-
-    def _mix_attended(self, block: nn.Module, index: int, x: Tensor, num_frames: int, boundary: Any) -> Tensor:
-        """What follows the spatial transformer `block.attentions[index]`."""
-        del block, index, num_frames, boundary
-        return x
-
     @property
     def default_boundary(self) -> Boundary:
         """The config's `default_boundary`."""
@@ -107,8 +114,9 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     def _refuse_unknown_parts(self) -> None:
         """Raises `InputError` for what `forward` would pass over in silence."""
         for block in [*self.down_blocks, self.mid_block, *self.up_blocks]:
-            if type(block).__name__ not in _BLOCKS:
-                raise InputError("block type", type(block).__name__, f"be one of {', '.join(sorted(_BLOCKS))}")
+            if type(block) not in VIDEO_BLOCKS:
+                known = sorted(kind.__name__ for kind in VIDEO_BLOCKS)
+                raise InputError("block type", type(block).__name__, f"be one of {', '.join(known)}")
         for name, only in _ONLY.items():
             if self.config[name] != only:
                 raise InputError(name, self.config[name], f"be {only}")
@@ -129,6 +137,7 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         sample: Float[Tensor, "batch in_channels frames height width"],
         timestep: Tensor | float | int,
         encoder_hidden_states: Float[Tensor, "batch tokens text_channels"],
+        *,
         boundary: Boundary | Literal["default"] | None = "default",
         timestep_cond: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
@@ -158,10 +167,11 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
             The prediction, with the shape of `sample`.
 
         Raises:
-            InputError: a `ValueError`, if `sample` is not 5-D, its size is not divisible by the network's factor or
-                the batches differ.
+            InputError: a `ValueError`, if `sample` is not 5-D, its size is not divisible by the network's factor, the
+                batches differ, there is not one timestep for all clips or one each, or ControlNet's residuals are not
+                as many as the features that they are added to.
         """
-        self._check_inputs(sample, encoder_hidden_states, boundary)
+        self._check_inputs(sample, timestep, encoder_hidden_states, boundary)
         batch, _, num_frames, _, _ = sample.shape
         edges = self.default_boundary if boundary == "default" else boundary
 
@@ -178,67 +188,45 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         emb = emb if self.time_embed_act is None else self.time_embed_act(emb)
         emb = _repeat(emb, batch * num_frames // len(emb))
         text = self.process_encoder_hidden_states(encoder_hidden_states=text, added_cond_kwargs=added)
-        attention: dict[str, Any] = {"encoder_hidden_states": text, "cross_attention_kwargs": cross_attention_kwargs}
+        told: dict[str, Any] = {"encoder_hidden_states": text, "cross_attention_kwargs": cross_attention_kwargs}
         if encoder_attention_mask is not None:
             bias = (1 - encoder_attention_mask.to(sample.dtype)) * -10000.0
-            attention["encoder_attention_mask"] = _repeat(bias.unsqueeze(1), early)
-
-        checkpointing = torch.is_grad_enabled() and self.is_gradient_checkpointing
-
-        def run_resnet(block: nn.Module, x: Tensor) -> Tensor:
-            if checkpointing:
-                arguments: Any = (block, x, emb, num_frames, edges)
-                return cast("Tensor", checkpoint(self._run_resnet, *arguments, use_reentrant=False))
-            return self._run_resnet(block, x, emb, num_frames, edges)
-
-        def run_attention(block: Any, index: int, x: Tensor) -> Tensor:
-            # A spatial transformer checkpoints its own parts.
-            x = block.attentions[index](x, return_dict=False, **attention)[0]
-            if checkpointing:
-                arguments: Any = (block, index, x, num_frames, edges)
-                return cast("Tensor", checkpoint(self._mix_attended, *arguments, use_reentrant=False))
-            return self._mix_attended(block, index, x, num_frames, edges)
-
-        def resnet_and_attention(block: Any, index: int, x: Tensor) -> Tensor:
-            x = run_resnet(block.resnets[index], x)
-            return run_attention(block, index, x) if getattr(block, "attentions", None) else x
+            told["encoder_attention_mask"] = _repeat(bias.unsqueeze(1), early)
 
         x = self.conv_in(_fold_frames(sample))
         skips = [x]
         for block in self.down_blocks:
-            for index in range(len(block.resnets)):
-                x = resnet_and_attention(block, index, x)
-                skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
-                skips.append(x)
+            x, after = block(x, emb, num_frames, edges, told)
+            skips += after
         if down_block_additional_residuals is not None:
             extra = [_fold_frames(residual) for residual in down_block_additional_residuals]
+            if len(extra) != len(skips):
+                raise InputError("down_block_additional_residuals", len(extra), f"be {len(skips)} tensors")
             skips = [skip + residual for skip, residual in zip(skips, extra, strict=True)]
 
-        mid = self.mid_block
-        x = run_resnet(mid.resnets[0], x)
-        for index, resnet in enumerate(mid.resnets[1:]):
-            x = run_resnet(resnet, run_attention(mid, index, x))
+        x = self.mid_block(x, emb, num_frames, edges, told)
         if mid_block_additional_residual is not None:
             x = x + _fold_frames(mid_block_additional_residual)
 
         for block in self.up_blocks:
-            for index in range(len(block.resnets)):
-                x = resnet_and_attention(block, index, torch.cat([x, skips.pop()], dim=1))
-            for upsampler in block.upsamplers or ():
-                x = upsampler(x)
+            layers = len(block.resnets)
+            skips, own = skips[:-layers], skips[-layers:]
+            x = block(x, own, emb, num_frames, edges, told)
 
         if self.conv_norm_out is not None:
             x = self.conv_act(self.conv_norm_out(x))
         prediction = _unfold_frames(self.conv_out(x), batch)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _check_inputs(self, sample: Tensor, encoder_hidden_states: Tensor, boundary: str | None) -> None:
+    def _check_inputs(
+        self, sample: Tensor, timestep: Tensor | float | int, encoder_hidden_states: Tensor, boundary: str | None
+    ) -> None:
         if sample.ndim != 5:
             raise InputError("sample", tuple(sample.shape), "have 5 axes (batch, channels, frames, height, width)")
         if boundary not in (None, "default"):
             check_option("boundary", boundary, ("zero", "circular"))
+        if isinstance(timestep, Tensor) and timestep.shape not in ((), (1,), sample.shape[:1]):
+            raise InputError("timestep", tuple(timestep.shape), f"be one, or one for each of {len(sample)} clips")
         if encoder_hidden_states.shape[0] != sample.shape[0]:
             raise InputError("encoder_hidden_states", tuple(encoder_hidden_states.shape), f"have {len(sample)} rows")
         factor = 2**self.num_upsamplers

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 
@@ -27,10 +28,26 @@ def group_norm_silu(
 
     Bits are those of diffusers' modules.
     """
-    x = functional.group_norm(x, num_groups, weight, bias, eps)
+    x = group_norm(x, weight, bias, num_groups, eps)
     if time_scale is not None and time_bias is not None:
         x = x * (1 + time_scale[:, :, None, None]) + time_bias[:, :, None, None]
     return functional.silu(x, inplace=not x.requires_grad)
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
+    """PyTorch's GroupNorm, which in channels_last has no forward-mode derivative."""
+    return functional.group_norm(x.contiguous() if is_transformed() else x, num_groups, weight, bias, eps)
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work, where PyTorch's own operations alone will do.
+
+    A function or operator without a forward-mode derivative passes there, and its derivative is taken to be zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    # Neither question has a public form; `torch.func` and `torch.autograd` ask them so themselves.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Shift(torch.autograd.Function):
@@ -61,7 +78,7 @@ class _Shift(torch.autograd.Function):
 
 
 def _apply(x: Tensor, *arguments: Any) -> Tensor:
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    if is_transformed() or not (x.requires_grad and torch.is_grad_enabled()):
         # Of a small network's shift, PyTorch's own preparations for a gradient are more than half.
         return _Shift.forward(x, *arguments)
     result: Tensor = _Shift.apply(x, *arguments)  # type: ignore[no-untyped-call]
@@ -71,7 +88,7 @@ def _apply(x: Tensor, *arguments: Any) -> Tensor:
 def _move(out: Tensor, x: Tensor, axis: int, step: int, circular: bool) -> None:
     """Writes `out[t] = x[t - step]` along `axis`."""
     frames = x.shape[axis]
-    moved = abs(step) % frames if circular else min(abs(step), frames)
+    moved = abs(step) % max(frames, 1) if circular else min(abs(step), frames)
     kept = frames - moved
     source, target, hole = (0, moved, 0) if step > 0 else (moved, 0, kept)
     out.narrow(axis, target, kept).copy_(x.narrow(axis, source, kept))
