@@ -161,6 +161,14 @@ def test_columns_and_root_can_be_named(tmp_path: Path) -> None:
         open_source(f"{path}?video=where&caption=words")
 
 
+def test_captions_of_a_table_count_once(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    rows = [{"path": "a.mp4", "caption": "one", "captions": more} for more in (["one", "two"], "two", 5)]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [record.captions for record in open_source(str(tmp_path / "clips.jsonl"))]
+    assert found == [("one", "two"), ("one", "two"), ("one",)]
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'latent-shift\[data\]'"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 
-from ._collect import CollectedSource, files_below, is_media
+from ._collect import CollectedSource, caption_texts, files_below, is_media
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_COLUMNS = ("file_name", "video", "video_path", "path", "file", "filename")
@@ -59,12 +59,13 @@ def read_table(path: Path, options: Mapping[str, str], argument: str) -> Collect
         if None in row:
             source.drop(f"{table}, row {number}", _TOO_LONG)
             continue
-        name, more = row.get(video), row.get("captions")
+        name = row.get(video)
         if not isinstance(name, str) or not name.strip():
             source.drop(f"{table}, row {number}", f"its {video} is no path")
             continue
         metadata = {key: value for key, value in row.items() if key not in (video, caption, "captions")}
-        source.add(root / name, [row.get(caption), *(more if isinstance(more, list) else [])], metadata)
+        captions = dict.fromkeys(caption_texts(row.get(caption)) + caption_texts(row.get("captions")))
+        source.add(root / name, list(captions), metadata)
     return source
 
 

@@ -71,8 +71,17 @@ class CaptionedVideo:
 
     @property
     def size(self) -> int:
-        """Bytes of the media file."""
-        return self.path.stat().st_size if self.member is None else self.member.size
+        """Bytes of the media file.
+
+        Raises:
+            DataError: it is not there. Names it.
+        """
+        if self.member is not None:
+            return self.member.size
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error.strerror})") from error
 
 
 def record_bytes(record: CaptionedVideo) -> bytes:
