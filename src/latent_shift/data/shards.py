@@ -162,13 +162,13 @@ def _write_all(
         temporary.open("w", encoding="utf-8") as lines,
     ):
         for number, (start, end) in enumerate(itertools.pairwise([*starts, len(source)])):
-            shard, group = output / f"{number:05d}.tar", [source[place] for place in range(start, end)]
+            shard, group = output / f"{number:05d}.tar", [source[each] for each in range(start, end)]
             if not _holds(shard, group):
                 with clear_write_errors(f"shard {shard}", "those before it stay"), atomic_path(shard) as shard_file:
                     _write_shard(shard_file, group)
             for name, captions, metadata, member in _scan(str(shard)):
-                row = {"file_name": name, "captions": captions, "metadata": metadata}
-                row |= {"archive": shard.name, "offset": member.offset, "size": member.size}
+                place = {"archive": shard.name, "offset": member.offset, "size": member.size}
+                row = {"file_name": name, "captions": captions, "metadata": metadata, **place}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             if progress is not None:
                 progress("shards", number + 1, len(starts))

@@ -272,7 +272,7 @@ def _aspect(stream: VideoStream) -> float:
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    return round(frame.rotation / 90)
+    return round(float(frame.rotation) / 90)
 
 
 def _tagged_seconds(stream: VideoStream) -> float | None:
