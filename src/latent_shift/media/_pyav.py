@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from latent_shift.core.errors import InputError
+
 from .video import Frames, metadata_to_json
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         fps: frames a second; written as an exact fraction.
         metadata: each entry becomes a tag of its own, and all of them one JSON in the tag `comment`.
         crf: constant rate factor.
+
+    Raises:
+        InputError: the encoder writes no frames of this size.
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -49,6 +54,11 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED_RANGE
+        try:
+            codec.open()
+        except av.FFmpegError as error:
+            size = f"{stream.width}x{stream.height}"
+            raise InputError("frames", size, f"have a size that {_CODECS[kind]} can write") from error
         reformatter = VideoReformatter()  # one for all frames: each new one takes milliseconds to set up
         for index, pixels in enumerate(frames):
             frame = reformatter.reformat(
