@@ -232,7 +232,6 @@ def _scan(
 ) -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
     """Name, captions, metadata and place of each sample, in the order of the tar file; `drop` hears of the others."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    failures: tuple[type[Exception], ...] = (*read_failures(), tarfile.TarError, ValueError)
     try:
         with open_place(shard, argument) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -261,7 +260,7 @@ def _scan(
                 yield media.name, captions, metadata, ArchiveMember(shard, media.offset_data, media.size)
     except InputError:
         raise
-    except failures as error:
+    except read_failures(tarfile.TarError, ValueError) as error:
         raise DataError(f"{without_query(shard)} is damaged or no tar file ({error})") from error
 
 
