@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,6 +240,24 @@ def test_bad_records_have_no_frames_up_to_a_share(
     assert "quarantined" in caplog.text
     (place,) = places(tmp_path)
     assert list(json.loads((place / "cache.json").read_text())["bad"]) == [str(folder.path / "1.webp")]
+
+
+def test_bad_records_of_one_file_count_each(open_cache: Open, folder: CaptionedVideoFolder) -> None:
+    (folder.path / "1.webp").write_bytes(b"RIFF, but no picture")
+    with pytest.raises(DataError, match=r"^3 of 4 videos are bad, more than max_bad_share = 0.5: .*1.webp [^\n]+$"):
+        open_cache([folder[1], folder[1], folder[0], folder[1]], max_bad_share=0.5)
+
+
+def test_parts_are_read_twice_and_not_more(open_cache: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the shape of the whole, and to copy them."""
+    monkeypatch.setattr(cache_module, "_PART", 1)
+    looks: Counter[str] = Counter()
+    look = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(
+        np.lib.npyio.NpzFile, "__getitem__", lambda part, key: (looks.update([key]), look(part, key))[1]
+    )
+    open_cache()
+    assert (looks["frames"], looks["tokens"]) == (2 * 3, 2 * 3)
 
 
 def test_what_could_not_be_read_once_is_tried_again(open_cache: Open) -> None:

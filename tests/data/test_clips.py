@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from media.films import cut, number_of, numbered, write_film, write_sound
@@ -76,6 +77,38 @@ def test_a_clip_depends_on_seed_and_position_alone(mixed: Path) -> None:
     assert all(same(backward[position], clips[position]) for position in reversed(range(12)))
     other = ClipLoader(source, SMALL, seed=4)
     assert not all(same(other[position], clips[position]) for position in range(12))
+
+
+def test_a_film_that_is_damaged_in_places_changes_no_other_position(tmp_path: Path) -> None:
+    for number in range(3):
+        caption(write_film(tmp_path / f"{number}.mp4", 100, keyframe_every=10), f"film {number}")
+    damaged = tmp_path / "0.mp4"
+    content = bytearray(damaged.read_bytes())
+    with av.open(str(damaged)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for place, size in packets[50:]:
+        content[place + 4 : place + size] = b"\xff" * (size - 4)
+    damaged.write_bytes(content)
+    source = open_source(str(tmp_path))
+    forward, backward = (ClipLoader(source, SMALL, seed=1) for _ in range(2))
+    clips = [forward[position] for position in range(30)]
+    assert all(same(backward[position], clips[position]) for position in reversed(range(30)))
+    assert {clip.caption for clip in clips} == {"film 0", "film 1", "film 2"}
+    assert [Path(bad.file).name for bad in forward.bad.values()] == ["0.mp4"]
+
+
+def test_numpys_integers_are_positions_too(mixed: Path) -> None:
+    loader = ClipLoader(open_source(str(mixed)), SMALL, seed=3)
+    for position in np.arange(6):
+        assert same(loader[position], loader[int(position)])
+        assert loader.record(position) == loader.record(int(position))
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_groups_of_another_length_are_refused(mixed: Path, count: int) -> None:
+    source = open_source(str(mixed))
+    with pytest.raises(InputError, match=f"groups must be one for each of the 7 records, got '{count} of them'"):
+        ClipLoader(source, SMALL, groups=list(range(count)))
 
 
 def test_bad_files_are_quarantined_with_their_reasons_and_the_run_goes_on(

@@ -33,7 +33,9 @@ def everything() -> list[CaptionedVideo]:
         for tone in (None, *info.tones):
             for kind in ("still", "clip") if info.clip else ("still",):
                 code = info.hexcode + (f"-{tone}" if tone else "")
+                tag, family = load_heldout().paraphrases.get(info.label), family_of(info.label)
                 facts = {"label": info.label, "tone": tone, "hexcode": code, "kind": kind}
+                facts |= {"family": family, "heldout_tag": tag}
                 records.append(CaptionedVideo(Path("x.webp"), "x", ("x",), facts))
     return records
 
@@ -135,8 +137,9 @@ def test_a_built_folder_follows_the_list(built: EmojiSummary) -> None:
 
 
 def test_data_of_other_sources_hold_nothing_out() -> None:
-    record = CaptionedVideo(Path("x.mp4"), "gorilla", ("gorilla",))
-    assert stage_records([record], "video") == [record]
+    for facts in ({}, {"hexcode": "1F98D"}, {"hexcode": "1F98D", "label": HELD_FAMILY, "kind": "clip", "tone": None}):
+        record = CaptionedVideo(Path("x.mp4"), HELD_FAMILY, (HELD_FAMILY,), facts)
+        assert stage_records([record], "video") == [record]
     verify_heldout({}, "somewhere")
     verify_heldout(None, "somewhere")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from latent_shift.core.errors import InputError
@@ -23,6 +24,11 @@ def test_a_position_gives_the_same_record_whatever_was_asked_before() -> None:
     order = SampleOrder(GROUPS, 7)
     assert {position: order.record(position) for position in positions} == dict(enumerate(expected))
     assert [SampleOrder(GROUPS, 7).record(position) for position in (40, 3)] == [expected[40], expected[3]]
+
+
+def test_numpys_integers_are_positions_too() -> None:
+    order = SampleOrder(GROUPS, 7)
+    assert [order.record(position) for position in np.arange(12)] == stream(order, 4)
 
 
 def test_the_order_is_this_for_ever() -> None:

@@ -83,6 +83,12 @@ def test_another_number_of_frames_is_an_error(folder: Path) -> None:
         CaptionedVideoFolder(folder).read(0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_records_as_hugging_face_writes_them(folder: Path, encoding: str) -> None:
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.webp", "text": "a square"}\n', encoding=encoding)
+    assert [record.captions for record in CaptionedVideoFolder(folder)] == [("a square",)]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

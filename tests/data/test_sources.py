@@ -161,6 +161,25 @@ def test_columns_and_root_can_be_named(tmp_path: Path) -> None:
         open_source(f"{path}?video=where&caption=words")
 
 
+@pytest.mark.parametrize(("header", "warned"), [("path,start,end,caption", True), ("path,start,more,caption", False)])
+def test_captions_of_segments_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, header: str, warned: bool
+) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "clips.csv").write_text(f"{header}\na.mp4,0.0,0.5,one\na.mp4,0.5,1.0,two\n")
+    assert len(open_source(str(tmp_path / "clips.csv"))) == 2
+    found = [message for message in caplog.messages if "cut the files first" in message]
+    assert len(found) == warned
+
+
+def test_captions_of_a_table_count_once(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    rows = [{"path": "a.mp4", "caption": "one", "captions": more} for more in (["one", "two"], "two", 5)]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [record.captions for record in open_source(str(tmp_path / "clips.jsonl"))]
+    assert found == [("one", "two"), ("one", "two"), ("one",)]
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'latent-shift\[data\]'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +16,7 @@ from latent_shift.media import even_times, open_video, probe_video, read_clip, r
 from latent_shift.media._movie_reader import MovieReader
 
 from .conftest import Moving
-from .films import cut, number_of, numbered, turn_clockwise, write_film, write_sound
+from .films import cut, number_of, numbered, turn, turn_clockwise, write_cover, write_film, write_sound, write_talkie
 
 EVEN = [int(index * 0.125 * 25) for index in range(16)]
 
@@ -126,6 +128,78 @@ def test_clips_of_animations_and_folders_and_stills(tmp_path: Path) -> None:
     assert read_clip(tmp_path / "still.png", 0.0, 2.0, 16, 32).shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("name", ["hold.gif", "hold.webp", "hold.png"])
+def test_frames_of_an_animation_are_shown_for_as_long_as_it_says(tmp_path: Path, name: str) -> None:
+    images = [Image.fromarray(numbered(index)) for index in range(5)]
+    durations = [1000, 100, 100, 200, 2000]
+    images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=durations, lossless=True)
+    with open_video(tmp_path / name) as video:
+        assert (video.duration_s, video.info().num_frames) == (3.4, 5)
+        assert numbers(video.clip(0.0, 2.0, 4)) == [0, 0, 1, 4]
+        assert numbers(video.clip(0.9, 0.6, 6)) == [0, 1, 2, 3, 3, 4]
+        assert numbers(video.clip(0.0, 3.4, 2)) == [0, 4]
+
+
+def test_a_clip_of_an_animation_holds_its_own_frames_alone(tmp_path: Path) -> None:
+    images = [Image.fromarray(np.full((200, 300, 3), index, np.uint8)) for index in range(100)]
+    images[0].save(tmp_path / "long.gif", save_all=True, append_images=images[1:], duration=100)
+    tracemalloc.start()
+    read_clip(tmp_path / "long.gif", 0.0, 10.0, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * images[0].width * images[0].height * 3
+
+
+@pytest.mark.parametrize("name", ["talk.mkv", "talk.webm", "talk.mp4", "talk.flv"])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_film_lasts_as_long_as_its_pictures_and_not_as_its_sound(tmp_path: Path, name: str, tagged: bool) -> None:
+    path = write_talkie(tmp_path / name, 4, 10)
+    if not tagged:
+        path.write_bytes(path.read_bytes().replace(b"DURATION", b"LANGUAGE"))
+    with open_video(path) as video:
+        assert video.duration_s == pytest.approx(4.0, abs=0.05)
+        assert numbers(video.clip(3.0, 0.96, 4)) == [75, 81, 87, 93]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_are_as_wide_as_the_film_says(tmp_path: Path, moving: Moving, turned: bool) -> None:
+    path = write_film(tmp_path / "tape.mp4", 5, frames=list(moving(5, 48, 64)), aspect=Fraction(3, 2))
+    wide = moving(5, 48, 64).repeat(3, axis=2)[:, :, ::2]
+    if turned:
+        path, wide = turn(path, 90), np.rot90(wide, axes=(1, 2))
+    info, shape = probe_video(path), wide.shape[1:3]
+    assert (info.height, info.width) == shape == ((96, 48) if turned else (48, 96))
+    for frames in (read_video(path).frames, read_clip(path, 0.0, 0.2, 5)):
+        assert frames.shape == wide.shape
+        assert np.abs(frames.astype(int) - wide).mean() < 3
+    rows, columns = ((side - 48) // 2 for side in shape)
+    middle = read_clip(path, 0.0, 0.2, 5, 48).astype(int)
+    assert np.abs(middle - wide[:, rows : rows + 48, columns : columns + 48]).mean() < 3
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(-1, 0), (1, 0), (89.5, 1), (180, 2), (-90, 3)])
+def test_turns_are_rounded_to_quarters(tmp_path: Path, moving: Moving, degrees: float, turns: int) -> None:
+    frames = moving(5, 32, 64)
+    path = turn(write_film(tmp_path / "phone.mp4", 5, frames=list(frames)), degrees)
+    for shown in (read_clip(path, 0.0, 0.2, 5), read_video(path).frames):
+        assert np.abs(shown.astype(int) - np.rot90(frames, turns, axes=(1, 2))).mean() < 3
+
+
+def test_a_cover_picture_is_no_film(tmp_path: Path) -> None:
+    path = write_cover(tmp_path / "song.mp4")
+    for read in (probe_video, read_video):
+        with pytest.raises(DataError, match=r"song\.mp4 has no video stream"):
+            read(path)
+
+
+def test_a_codec_that_is_not_known_is_named(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "new.mp4", 10)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    for read in (probe_video, read_video):
+        with pytest.raises(DataError, match=r"new\.mp4 has pictures of a kind that FFmpeg cannot read"):
+            read(path)
+
+
 def test_a_film_with_sound_alone_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sound\.mp4 has no video stream"):
         read_clip(write_sound(tmp_path / "sound.mp4"), 0.0, 1.0, 4)
@@ -158,8 +232,9 @@ def test_damage_inside_is_named_or_read(tmp_path: Path) -> None:
     for place in places:
         content[place + 4 : place + 40] = b"\xff" * 36
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"film\.mp4 "):
-        read_clip(path, 0.0, 1.0, 4)
+    for read in (lambda: read_clip(path, 0.0, 1.0, 4), lambda: read_video(path)):
+        with pytest.raises(DataError, match=r"film\.mp4 "):
+            read()
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.media import contact_sheet, read_video, write_video
+from latent_shift.media import contact_sheet, probe_video, read_video, write_video
 
 from .conftest import Moving
+from .films import write_film
 
 FILES = ["clip.mp4", "clip.webm", "clip.gif", "clip.webp", "clip.png", "clip.jpg"]
 
@@ -90,6 +91,46 @@ def test_the_content_decides_and_not_the_name(tmp_path: Path, moving: Moving) ->
     write_video(tmp_path / "clip.webp", moving(5), 8, lossless=True)
     (tmp_path / "clip.webp").rename(tmp_path / "clip.mp4")
     assert len(read_video(tmp_path / "clip.mp4").frames) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "junk"), [("clip.mp4", b"\n"), ("clip.mp4", b"TAGSong" + b" " * 121), ("clip.gif", b"\r\n")]
+)
+def test_what_follows_a_whole_file_is_no_matter(tmp_path: Path, moving: Moving, name: str, junk: bytes) -> None:
+    write_video(tmp_path / name, moving(5), 8)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + junk)
+    assert len(read_video(tmp_path / name).frames) == 5
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_an_avi_of_unknown_size_is_read(tmp_path: Path, size: int) -> None:
+    path = write_film(tmp_path / "film.avi", 10, codec="mpeg4")
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + size.to_bytes(4, "little") + content[8:])
+    assert len(read_video(path).frames) == 10
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "pages.tif"])
+def test_pages_and_thumbnails_are_no_frames(tmp_path: Path, name: str) -> None:
+    images = [Image.new("L", (8, 6), shade) for shade in (90, 200)]
+    images[0].save(tmp_path / name, "MPO" if name == "photo.jpg" else "TIFF", save_all=True, append_images=images[1:])
+    assert probe_video(tmp_path / name).duration_s == 0
+    assert abs(int(read_video(tmp_path / name, expect_frames=1).frames.mean()) - 90) < 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_whatever_pillow_raises_is_a_damaged_file(
+    tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    write_video(tmp_path / "clip.png", moving(1), 8)
+
+    def fail(*_: object) -> None:
+        raise error("broken")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    for read in (read_video, probe_video):
+        with pytest.raises(DataError, match=r"clip\.png is truncated or corrupt \(broken\)"):
+            read(tmp_path / "clip.png")
 
 
 def test_another_count_is_an_error(tmp_path: Path, moving: Moving) -> None:

@@ -220,6 +220,21 @@ def test_a_failing_encoder_leaves_what_was_there(
     assert [entry.name for entry in tmp_path.iterdir()] == [Path(name).name]
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "message"),
+    [
+        ("clip.webp", 16384, r"frames must be at most 16383 pixels wide and high for \.webp, got '16384x2'"),
+        ("clip.gif", 65536, r"frames must be at most 65535 pixels wide and high for \.gif, got '65536x2'"),
+        ("clip.mp4", 16400, "frames must have a size that libx264 can write, got '16400x2'"),
+        ("clip.webm", 70000, "frames must have a size that libvpx-vp9 can write, got '70000x2'"),
+    ],
+)
+def test_sizes_that_a_format_does_not_have_are_named(tmp_path: Path, name: str, width: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_video(tmp_path / name, np.zeros((1, 2, width, 3), np.uint8), 8)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")

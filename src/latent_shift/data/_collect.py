@@ -57,12 +57,12 @@ class CollectedSource(PackedRecords):
     def add(
         self,
         file: Path,
-        captions: Iterable[Any],
+        captions: object,
         metadata: Mapping[str, Any] | None = None,
         member: ArchiveMember | None = None,
     ) -> None:
-        """Keeps a file, or a member of an archive, with those of its captions that are text; or drops it, and why."""
-        texts = tuple(" ".join(item.split()) for item in captions if isinstance(item, str) and item.strip())
+        """Keeps a file, or a member of an archive, with the `caption_texts` of its captions; or drops it, and why."""
+        texts = tuple(caption_texts(captions))
         if not texts:
             self.drop(file, "it has no caption")
         elif member is None and not self._exists(file):
@@ -87,6 +87,12 @@ class CollectedSource(PackedRecords):
             except OSError:
                 self._listings[folder] = frozenset()
         return name in self._listings[folder]
+
+
+def caption_texts(value: object) -> list[str]:
+    """The captions that a value is, on a line each: a text is one, a list may hold more, anything else is none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [" ".join(item.split()) for item in values if isinstance(item, str) and item.strip()]
 
 
 class Selection(RecordSequence):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 
-from ._collect import CollectedSource, files_below, is_media
+from ._collect import CollectedSource, caption_texts, files_below, is_media
+from .records import CAPTION_COLUMNS
+
+logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_COLUMNS = ("file_name", "video", "video_path", "path", "file", "filename")
-CAPTION_COLUMNS = ("caption", "text", "prompt", "sentence", "name")
+_SEGMENT_COLUMNS = (("start", "end"), ("start_time", "end_time"))
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
 _TOO_LONG = "it has more cells than the header; put captions with commas in quotes"
 
@@ -56,15 +60,22 @@ def read_table(path: Path, options: Mapping[str, str], argument: str) -> Collect
         if number == 1:
             video = _column(row, options.get("video"), VIDEO_COLUMNS, table, "video")
             caption = _column(row, options.get("caption"), CAPTION_COLUMNS, table, "caption")
+            for segment in _SEGMENT_COLUMNS:
+                if row.keys() >= set(segment):
+                    cut = "clips are taken from anywhere in a file; where captions are of segments, cut the files first"
+                    logger.warning(
+                        "%s has the columns %s, which count as metadata: %s", table, " and ".join(segment), cut
+                    )
         if None in row:
             source.drop(f"{table}, row {number}", _TOO_LONG)
             continue
-        name, more = row.get(video), row.get("captions")
+        name = row.get(video)
         if not isinstance(name, str) or not name.strip():
             source.drop(f"{table}, row {number}", f"its {video} is no path")
             continue
         metadata = {key: value for key, value in row.items() if key not in (video, caption, "captions")}
-        source.add(root / name, [row.get(caption), *(more if isinstance(more, list) else [])], metadata)
+        captions = dict.fromkeys(caption_texts(row.get(caption)) + caption_texts(row.get("captions")))
+        source.add(root / name, list(captions), metadata)
     return source
 
 

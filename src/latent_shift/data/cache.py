@@ -184,6 +184,7 @@ def _build_parts(
     A part in which something could not be read is made again: perhaps a disk or a network was away.
     """
     bad: dict[str, str] = {}
+    count = 0
     for file, start in zip(_part_files(parts, len(records)), range(0, len(records), _PART), strict=True):
         chunk = records[start : start + _PART]
         if not _is_whole(file):
@@ -199,7 +200,9 @@ def _build_parts(
                     bad=json.dumps(reasons),
                 )
             bad |= reasons
-            _refuse_many(bad, len(records), max_bad_share)
+            count += sum(not len(clip) for clip in frames)  # records may share a file
+            if count > max_bad_share * len(records):
+                raise _too_many(bad, count, len(records), max_bad_share)
         if progress is not None:
             progress("records", start + len(chunk), len(records))
     return bad
@@ -243,11 +246,10 @@ def _encode_captions(captions: Sequence[str], encode_text: EncodeText | None) ->
     return tokens
 
 
-def _refuse_many(bad: Mapping[str, str], records: int, max_bad_share: float) -> None:
-    if len(bad) > max_bad_share * records:
-        shown = "; ".join(f"{file} {reason}" for file, reason in list(bad.items())[:_SHOWN_REASONS])
-        share = f"more than max_bad_share = {max_bad_share:g}"
-        raise DataError(f"{len(bad)} of {records} videos are bad, {share}: {shown}")
+def _too_many(bad: Mapping[str, str], count: int, records: int, max_bad_share: float) -> DataError:
+    shown = "; ".join(f"{file} {reason}" for file, reason in list(bad.items())[:_SHOWN_REASONS])
+    share = f"more than max_bad_share = {max_bad_share:g}"
+    return DataError(f"{count} of {records} videos are bad, {share}: {shown}")
 
 
 def _join_parts(place: Path, records: Sequence[CaptionedVideo]) -> None:
@@ -264,7 +266,8 @@ def _join_parts(place: Path, records: Sequence[CaptionedVideo]) -> None:
             for file in files:
                 with np.load(file) as part:
                     counts += part[f"{name}_counts"].tolist()
-                    widest = part[f"{name}s"][:0] if len(part[f"{name}s"]) else widest
+                    rows = part[f"{name}s"]  # each look reads it from the disk
+                    widest = rows[:0].copy() if len(rows) else widest
             shape = (sum(counts), *widest.shape[1:])
             with (temporary / f"{name}s.npy").open("wb") as joined:
                 header = {"descr": np.lib.format.dtype_to_descr(widest.dtype), "fortran_order": False, "shape": shape}

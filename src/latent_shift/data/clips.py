@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Hashable, Sequence
+import operator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -65,15 +68,25 @@ def cut_clip(video: VideoReader, config: ClipConfig, seed: int) -> tuple[Frames,
         window_s = video.duration_s
     spare_s = max(0.0, video.duration_s - window_s)
     start_s = spare_s * float(np.random.default_rng(seed).random())
-    return video.clip(start_s, window_s, config.num_frames, config.size), start_s
+    try:
+        return video.clip(start_s, window_s, config.num_frames, config.size), start_s
+    except DataError as error:
+        if not spare_s:
+            raise
+        raise _DamagedWindow(str(error)) from error
+
+
+class _DamagedWindow(DataError):
+    """A video is damaged where a clip was cut; others of its clips may be whole."""
 
 
 class ClipLoader:
     """An endless stream of clips by position; a map that any number of workers can share, each with a copy.
 
     The clip at a position depends on (seed, position) and the files alone: neither on which were read before nor by
-    whom. A file that cannot be read is quarantined: logged with its reason, counted in `bad`, and never opened again;
-    another record, drawn from (seed, position), takes its place. When more than `max_bad_share` is bad, the run stops.
+    whom. A file that cannot be read is quarantined: logged with its reason, counted in `bad`, and never opened again
+    (unless it is damaged in some places alone); another record, drawn from (seed, position), takes its place. When more
+    than `max_bad_share` is bad, the run stops.
 
     Attributes:
         bad: what was quarantined so far, by record index.
@@ -96,43 +109,47 @@ class ClipLoader:
             groups: for each record, what should be seen equally often; by default each record is its own group.
 
         Raises:
-            InputError: the source has no records. Names it.
+            InputError: the source has no records, or `groups` is of another length.
         """
         if not len(source):
             raise InputError(
                 "source", str(source.path), f"hold at least one video ({len(source.dropped)} were dropped)"
             )
+        if groups is not None and len(groups) != len(source):
+            raise InputError("groups", f"{len(groups)} of them", f"be one for each of the {len(source)} records")
         self.source, self.config = source, config or ClipConfig()
         self.bad: dict[int, Dropped] = {}
+        self._unusable: set[int] = set()
         self._seed = seed
         self._order = SampleOrder(groups if groups is not None else range(len(source)), seed)
         self._tried = np.zeros(len(source), dtype=bool)
 
-    def __getitem__(self, position: int) -> Clip:
+    def __getitem__(self, position: SupportsIndex) -> Clip:
         """The clip at `position` of the stream, from 0.
 
         Raises:
             DataError: more than the share `max_bad_share` of the videos is bad. Names the share and some files.
         """
-        while True:
-            index = self._index(position)
+        number = operator.index(position)  # NumPy's integers would draw other seeds
+        for index in self._candidates(number):
             self._tried[index] = True
             try:
-                return self.read(self.source[index], position)
+                return self.read(self.source[index], number)
             except (DataError, InputError) as error:
                 self._quarantine(index, error)
+        raise AssertionError("candidates have no end")
 
-    def record(self, position: int) -> CaptionedVideo:
-        """The record of the clip at `position`, as far as is known: of those found bad, another has taken the place."""
-        return self.source[self._index(position)]
+    def record(self, position: SupportsIndex) -> CaptionedVideo:
+        """The record of the clip at `position`, as far as is known: for those of no use at all, another stands in."""
+        return self.source[next(self._candidates(operator.index(position)))]
 
-    def _index(self, position: int) -> int:
-        """The first record for `position` that is not known to be bad; there is one, or `_quarantine` has raised."""
-        index, attempt = self._order.record(position), 0
-        while index in self.bad:
-            attempt += 1
-            index = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
-        return index
+    def _candidates(self, position: int) -> Iterator[int]:
+        """Records for `position`, in a fixed order and without end, but for those found to be of no use at all."""
+        for attempt in itertools.count():
+            instead = derive_seed(self._seed, "instead", position, attempt) % len(self.source)
+            index = instead if attempt else self._order.record(position)
+            if index not in self._unusable:
+                yield index
 
     def read(self, record: CaptionedVideo, position: int) -> Clip:
         """The clip of one record that belongs to `position`.
@@ -148,8 +165,11 @@ class ClipLoader:
 
     def _quarantine(self, index: int, error: Exception) -> None:
         file = str(self.source[index].path)
-        self.bad[index] = Dropped(file, str(error).removeprefix(file).strip())
-        logger.warning("quarantined %s: %s", file, self.bad[index].reason)
+        if not isinstance(error, _DamagedWindow):
+            self._unusable.add(index)
+        if index not in self.bad:
+            self.bad[index] = Dropped(file, str(error).removeprefix(file).strip())
+            logger.warning("quarantined %s: %s", file, self.bad[index].reason)
         judged = max(int(self._tried.sum()), min(len(self.source), _JUDGED_OVER))
         if len(self.bad) > self.config.max_bad_share * judged or len(self.bad) == len(self.source):
             shown = "; ".join(f"{bad.file}: {bad.reason}" for bad in list(self.bad.values())[:_SHOWN_REASONS])

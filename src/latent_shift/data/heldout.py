@@ -42,6 +42,8 @@ NAME = "emoji-v1"
 FRACTION = 0.08
 _PREFERRED_FAMILIES = 3
 _STEM = 4
+_EMOJI_KEYS = frozenset(("label", "tone", "family", "hexcode", "kind", "heldout_tag"))
+"""Metadata that a record of `emoji` has, wherever it was packed since; other data hold nothing out."""
 _LIST = Path(__file__).with_name("emoji_heldout.json")
 _LABELS = Path(__file__).with_name("emoji_labels.json")
 
@@ -192,9 +194,9 @@ def stage_filter(stage: Stage | str) -> Callable[[CaptionedVideo], bool]:
 
 
 def _may_be_seen(metadata: Mapping[str, Any], stage: str, heldout: HeldOut) -> bool:
-    if "hexcode" not in metadata:
+    if not metadata.keys() >= _EMOJI_KEYS:
         return True
-    label, tone = metadata["label"], metadata.get("tone")
+    label, tone = metadata["label"], metadata["tone"]
     family = family_of(label)
     if family in heldout.families:
         is_the_still = metadata["kind"] == "still" and metadata["hexcode"] == heldout.families[family]

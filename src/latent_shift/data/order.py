@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -40,9 +42,9 @@ class SampleOrder:
         """Positions in an epoch: the number of groups."""
         return len(self._starts) - 1
 
-    def record(self, position: int) -> int:
+    def record(self, position: SupportsIndex) -> int:
         """The record index at `position` of the stream, from 0."""
-        epoch, offset = divmod(position, len(self))
+        epoch, offset = divmod(operator.index(position), len(self))
         if self._permutation[0] != epoch:
             rng = np.random.default_rng(derive_seed(self._seed, "epoch", epoch))
             self._permutation = (epoch, rng.permutation(len(self)))

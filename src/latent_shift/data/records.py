@@ -3,7 +3,8 @@
 ::
 
     folder/
-      metadata.jsonl    one JSON object a line: file_name, caption, and if wanted captions and metadata
+      metadata.jsonl    one JSON object a line: file_name, caption (or text, as Hugging Face calls it, or another of
+                        CAPTION_COLUMNS), and if wanted captions and metadata
       dataset.json      optional: name, licence, credits, sources, counts, heldout; written last, so it says "complete"
       clips/...         media files, anywhere below the folder; a still image is a video of one frame
 
@@ -30,6 +31,7 @@ from latent_shift.media import Video, VideoReader, open_video, read_video
 
 from .remote import read_bytes
 
+CAPTION_COLUMNS = ("caption", "text", "prompt", "sentence", "name")
 METADATA_FILE = "metadata.jsonl"
 MANIFEST_FILE = "dataset.json"
 
@@ -71,8 +73,17 @@ class CaptionedVideo:
 
     @property
     def size(self) -> int:
-        """Bytes of the media file."""
-        return self.path.stat().st_size if self.member is None else self.member.size
+        """Bytes of the media file.
+
+        Raises:
+            DataError: it is not there. Names it.
+        """
+        if self.member is not None:
+            return self.member.size
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error.strerror})") from error
 
 
 def record_bytes(record: CaptionedVideo) -> bytes:
@@ -238,7 +249,7 @@ class CaptionedVideoFolder(PackedRecords):
 
     def _read_records(self, path: Path, drop_missing: bool) -> None:
         try:
-            with path.open(encoding="utf-8", newline="\n") as lines:
+            with path.open(encoding="utf-8-sig", newline="\n") as lines:
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue
@@ -276,7 +287,8 @@ def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVid
         raise DataError(f"{where}: no valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: must be a JSON object, got {type(value).__name__}")
-    name, caption = value.get("file_name"), value.get("caption")
+    name = value.get("file_name")
+    caption = next((value[column] for column in CAPTION_COLUMNS if column in value), None)
     captions, metadata = value.get("captions") or [caption], value.get("metadata") or {}
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: file_name must be a relative path, got {name!r}")

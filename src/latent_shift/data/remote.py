@@ -79,7 +79,6 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
         DataError: they cannot be read, or are fewer.
     """
     attempts = _ATTEMPTS if is_remote(place) else 1
-    failures: tuple[type[Exception], ...] = (*read_failures(), ImportError, ValueError)
     for attempt in range(1, attempts + 1):
         try:
             system, path = fsspec.url_to_fs(place)
@@ -90,7 +89,7 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
             if len(data) > size:
                 problem = DataError(f"{name} cannot be read (its server sends whole files, and no parts of them)")
                 break
-        except failures as error:
+        except read_failures(ImportError, ValueError) as error:
             problem = DataError(f"{name} cannot be read ({_line(error)})")
             problem.__cause__ = error
         if attempt == attempts or isinstance(problem.__cause__, (*_LASTING, ImportError)):
@@ -100,10 +99,13 @@ def read_bytes(place: str, offset: int, size: int, name: str) -> bytes:
     raise problem
 
 
-def read_failures() -> tuple[type[Exception], ...]:
-    """Of disks and networks; fsspec's HTTP library has some of its own, and is loaded when a URL was opened."""
+def read_failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Of disks and networks, and others; to be asked for in the `except` clause.
+
+    fsspec's HTTP library has some of its own, and is loaded when the first URL is opened.
+    """
     http = sys.modules.get("aiohttp")
-    return (OSError, http.ClientError) if http is not None else (OSError,)
+    return (OSError, *others) if http is None else (OSError, http.ClientError, *others)
 
 
 def _line(error: Exception) -> str:

@@ -1,34 +1,43 @@
 """WebDataset shards: tar files of samples, each a video and its caption under one key, on a disk or behind a URL.
 
 A sample is the members `KEY.mp4` (or another video or image) and `KEY.json` (`caption`, if wanted `captions` and
-`metadata`), or `KEY.txt` (the caption). `index.jsonl` beside the shards, which `write_shards` makes, says where each
-sample is; without it the headers of the tar files are read once, when the source is opened. Samples are then read one
-by one, at any position: of remote shards (any URL that fsspec knows) only their own bytes are fetched.
+`metadata`, which all other keys become part of), or `KEY.txt` (the caption). `index.jsonl` beside the shards, which
+`write_shards` makes, says where each sample is; without it the headers of the tar files are read once, when the source
+is opened. Samples are then read one by one, at any position: of remote shards (any URL that fsspec knows) only their
+own bytes are fetched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import itertools
 import json
+import os
 import re
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.core.files import atomic_path
+from latent_shift.core.files import atomic_path, read_json_object, write_json
 
-from ._collect import MEDIA_SUFFIXES, CollectedSource, Source
+from ._collect import MEDIA_SUFFIXES, CollectedSource, Source, caption_texts
 from .identity import content_keys
 from .records import ArchiveMember, CaptionedVideo, record_bytes
 from .remote import beside, is_remote, open_place, read_all, read_failures, shown_path, without_query
 
 INDEX_FILE = "index.jsonl"
+PACKING_FILE = "packing.json"
 
 _TEXT_SUFFIXES = (".json", ".txt")
+_KEYS = ("caption", "captions", "metadata")
 _SAMPLE_SUFFIXES = (*_TEXT_SUFFIXES, *MEDIA_SUFFIXES)
 
 
@@ -63,6 +72,8 @@ def write_shards(
 ) -> int:
     """Packs a source into shards; what an earlier call wrote of the same samples stays.
 
+    `packing.json`, written first, says whose shards the folder has.
+
     Args:
         source: what is packed; files are copied as they are.
         output: the folder of the shards.
@@ -73,57 +84,94 @@ def write_shards(
         How many shards there are.
 
     Raises:
-        InputError: `shard_mb` is not above 0, the source is empty, or the folder holds shards of other samples or of
-            another size, or cannot be written.
+        InputError: `shard_mb` is not above 0, the source is empty, or the folder is that of its shards, holds shards
+            of other samples or of another size, is written by another call at this moment, or cannot be written.
         DataError: a file of the source cannot be read, or the disk is full.
     """
     if not shard_mb > 0:
         raise InputError("shard_mb", shard_mb, "be above 0")
     if not len(source):
         raise InputError("source", str(source.path), "hold at least one video")
-    groups: list[list[CaptionedVideo]] = [[]]
-    filled = 0
-    for record in source:
-        if groups[-1] and filled + record.size > shard_mb * 1_000_000:
-            groups.append([])
+    starts, packing = _plan(source, output, shard_mb)
+    with _alone(output):
+        _begin(output, packing)
+        _write_all(source, output, starts, progress)
+    return len(starts)
+
+
+def _plan(source: Source, output: Path, shard_mb: float) -> tuple[list[int], dict[str, Any]]:
+    """The first record of each shard, and what tells this packing from others."""
+    starts, filled, digest, folders = [0], 0, hashlib.sha256(), set()
+    for index, record in enumerate(source):
+        size = record.size
+        if index > starts[-1] and filled + size > shard_mb * 1_000_000:
+            starts.append(index)
             filled = 0
-        groups[-1].append(record)
-        filled += record.size
+        filled += size
+        digest.update(_facts(record).encode())
+        if record.member is not None:
+            folders.add(os.path.dirname(record.member.archive))
+    if os.path.realpath(output) in map(os.path.realpath, folders):
+        raise InputError("output", str(output), "be another folder than that of the source's own shards")
+    return starts, {"samples": digest.hexdigest(), "shard_mb": shard_mb}
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keeps other packings out of the folder meanwhile."""
+    lock = FileLock(output / ".lock")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError("output", str(output), "be a folder that no other run is packing into") from error
+    except OSError as error:
+        raise InputError("output", str(output), f"be a folder that can be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _begin(output: Path, packing: Mapping[str, Any]) -> None:
+    """Notes in the folder what is packed there, and removes what a killed packing left half written.
+
+    Raises:
+        InputError: it holds shards of another packing, or of others: they may be the only copies of their samples.
+    """
+    note = output / PACKING_FILE
+    if not note.exists() or read_json_object(note) != packing:
+        if any(output.glob("*.tar")):
+            raise InputError(
+                "output", str(output), "be a new folder: it holds shards of other samples, or of another size"
+            )
+        with clear_write_errors(str(note), "nothing was written"):
+            write_json(note, packing)
+    for half_written in (path for name in ("*.tar", INDEX_FILE) for path in output.glob(f".{name}.*")):
+        shutil.rmtree(half_written, ignore_errors=True)
+
+
+def _write_all(
+    source: Source, output: Path, starts: Sequence[int], progress: Callable[[str, int, int], None] | None
+) -> None:
     index = output / INDEX_FILE
-    _refuse_other_shards(index, groups)
-    lines: list[str] = []
-    for number, group in enumerate(groups):
-        shard = output / f"{number:05d}.tar"
-        if not _holds(shard, group):
-            with clear_write_errors(f"shard {shard}", "those before it stay"), atomic_path(shard) as temporary:
-                _write_shard(temporary, group)
-        for name, captions, metadata, member in _scan(str(shard)):
-            row = {
-                "file_name": name,
-                "captions": captions,
-                "metadata": metadata,
-                **asdict(member),
-                "archive": shard.name,
-            }
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        if progress is not None:
-            progress("shards", number + 1, len(groups))
-    with clear_write_errors(str(index), "the shards stay"), atomic_path(index) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-    return len(groups)
-
-
-def _refuse_other_shards(index: Path, groups: Sequence[Sequence[CaptionedVideo]]) -> None:
-    """Raises `InputError` where a finished packing is another one: it may be the only copy of its samples."""
-    if not index.exists():
-        return
-    packed = CollectedSource("shards", index)
-    _read_index(packed, str(index), "output")
-    found = [(Path(one.member.archive).name if one.member else "", _facts(one)) for one in packed]
-    if found != [(f"{number:05d}.tar", _facts(one)) for number, group in enumerate(groups) for one in group]:
-        raise InputError(
-            "output", str(index.parent), "be a new folder: it holds shards of other samples, or of another size"
-        )
+    with (
+        clear_write_errors(str(index), "the shards stay"),
+        atomic_path(index) as temporary,
+        temporary.open("w", encoding="utf-8") as lines,
+    ):
+        for number, (start, end) in enumerate(itertools.pairwise([*starts, len(source)])):
+            shard, group = output / f"{number:05d}.tar", [source[each] for each in range(start, end)]
+            if not _holds(shard, group):
+                with clear_write_errors(f"shard {shard}", "those before it stay"), atomic_path(shard) as shard_file:
+                    _write_shard(shard_file, group)
+            for name, captions, metadata, member in _scan(str(shard)):
+                place = {"archive": shard.name, "offset": member.offset, "size": member.size}
+                row = {"file_name": name, "captions": captions, "metadata": metadata, **place}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if progress is not None:
+                progress("shards", number + 1, len(starts))
 
 
 def _facts(record: CaptionedVideo) -> str:
@@ -162,7 +210,13 @@ def _expand(place: str) -> Iterator[str]:
 
 
 def _read_index(source: CollectedSource, index: str, argument: str) -> None:
-    for number, line in enumerate(read_all(index, argument).decode().splitlines(), start=1):
+    try:
+        text = read_all(index, argument).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{without_query(index)} cannot be read as UTF-8 text ({error})") from error
+    for number, line in enumerate(text.split("\n"), start=1):  # texts may hold other line breaks, U+2028 say
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             archive = beside(index, row["archive"])
@@ -178,7 +232,6 @@ def _scan(
 ) -> Iterator[tuple[str, list[str], dict[str, Any], ArchiveMember]]:
     """Name, captions, metadata and place of each sample, in the order of the tar file; `drop` hears of the others."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    failures: tuple[type[Exception], ...] = (*read_failures(), tarfile.TarError, ValueError)
     try:
         with open_place(shard, argument) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -200,14 +253,14 @@ def _scan(
                 except ValueError:  # one bad text is no bad shard: the sample has no caption
                     texts, facts = {}, {}
                 facts = facts if isinstance(facts, dict) else {}
-                captions = facts.get("captions") or [facts.get("caption"), texts.get(".txt")]
-                captions = [caption for caption in captions if isinstance(caption, str)]
-                metadata = facts.get("metadata")
-                member = ArchiveMember(shard, media.offset_data, media.size)
-                yield media.name, captions, metadata if isinstance(metadata, dict) else {}, member
+                single = caption_texts(facts.get("caption")) + caption_texts(texts.get(".txt"))
+                captions = caption_texts(facts.get("captions")) or list(dict.fromkeys(single))
+                metadata = {key: value for key, value in facts.items() if key not in _KEYS}
+                metadata |= facts["metadata"] if isinstance(facts.get("metadata"), dict) else {}
+                yield media.name, captions, metadata, ArchiveMember(shard, media.offset_data, media.size)
     except InputError:
         raise
-    except failures as error:
+    except read_failures(tarfile.TarError, ValueError) as error:
         raise DataError(f"{without_query(shard)} is damaged or no tar file ({error})") from error
 
 

@@ -130,10 +130,10 @@ def _detect(path: Path, argument: str) -> str:
         raise InputError(argument, str(path), "be a file or folder that exists")
     if path.is_file():
         suffix = path.suffix.lower()
+        if suffix == ".tar" or (path.name == INDEX_FILE and any(path.parent.glob("*.tar"))):
+            return "shards"
         if suffix in TABLE_SUFFIXES:
             return "webvid" if _is_webvid(path) else "table"
-        if suffix == ".tar" or path.name == INDEX_FILE:
-            return "shards"
         if suffix == ".json":
             return "msrvtt"
         raise InputError(argument, str(path), f"be a folder, or a {', '.join(TABLE_SUFFIXES)} or .json file")

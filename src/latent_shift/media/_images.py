@@ -5,9 +5,10 @@ PyAV would give one frame of an animated WebP and no error, so that these never 
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from latent_shift.core.errors import DataError
 from .video import Frames, Video, metadata_from_json
 
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_FAILURES = (OSError, EOFError, ValueError, SyntaxError, IndexError, struct.error, Image.DecompressionBombError)
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_FAILURES = (
+    *(OSError, EOFError, ValueError, SyntaxError, IndexError, TypeError, RuntimeError),
+    *(struct.error, Image.DecompressionBombError),
+)
 _ROUNDING_MS = 10
+_UNSAID_MS = 100.0
 
 
 def is_image(head: bytes) -> bool:
@@ -34,18 +40,38 @@ def read_image(path: Path) -> Video:
     Raises:
         DataError: it is truncated or corrupt.
     """
+    with naming(path), Image.open(path) as image:
+        frames, durations = [], []
+        for index in range(frame_count(image)):
+            frames.append(picture(image, index))
+            durations.append(shown_ms(image))
+        check_end(path, image.format)
+        return Video(np.stack(frames), _rate(durations), _metadata(image))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Pillow's errors become ours, with the name of the file."""
     try:
-        with Image.open(path) as image:
-            count = getattr(image, "n_frames", 1)
-            frames, durations = [], []
-            for index in range(count):
-                image.seek(index)
-                frames.append(_on_white(image if count > 1 else ImageOps.exif_transpose(image)))
-                durations.append(float(image.info.get("duration") or 0))
-            _check_end(path, image.format)
-            return Video(np.stack(frames), _rate(durations), _metadata(image))
+        yield
     except _FAILURES as error:
         raise DataError(f"{path} is truncated or corrupt ({_one_line(error)})") from error
+
+
+def frame_count(image: Image.Image) -> int:
+    """How many frames it shows one after the other; pages, and the thumbnail in a photograph, are none."""
+    return int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED else 1
+
+
+def picture(image: Image.Image, index: int) -> Frames:
+    """Frame `index`, `(height, width, 3)`, uint8; a still one is turned upright."""
+    image.seek(index)
+    return _on_white(image if frame_count(image) > 1 else ImageOps.exif_transpose(image))
+
+
+def shown_ms(image: Image.Image) -> float:
+    """How long the file says that its loaded frame is shown, milliseconds; players take 100 where it does not."""
+    return float(image.info.get("duration") or 0) or _UNSAID_MS
 
 
 def json_exif(text: str) -> Image.Exif:
@@ -65,12 +91,14 @@ def _on_white(image: Image.Image) -> Frames:
 
 
 def _rate(durations: Sequence[float]) -> float:
-    """Frames a second. Durations that differ only by rounding count by their mean, others by their median."""
-    shown = [duration for duration in durations if duration > 0]
-    if len(durations) < 2 or not shown:
-        return 1.0 if len(durations) < 2 else 10.0
-    even = max(shown) - min(shown) <= _ROUNDING_MS
-    return 1000 / (statistics.fmean(shown) if even else statistics.median(shown))
+    """Frames a second, by the median of their durations; a still image has 1."""
+    return 1.0 if len(durations) < 2 else 1000 / statistics.median(even_durations(durations))
+
+
+def even_durations(durations: Sequence[float]) -> list[float]:
+    """Durations that differ only by rounding become their mean."""
+    even = max(durations) - min(durations) <= _ROUNDING_MS
+    return [statistics.fmean(durations)] * len(durations) if even else list(durations)
 
 
 def _metadata(image: Image.Image) -> dict[str, str]:
@@ -80,9 +108,9 @@ def _metadata(image: Image.Image) -> dict[str, str]:
     return metadata_from_json(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
 
 
-def _check_end(path: Path, kind: str | None) -> None:
+def check_end(path: Path, kind: str | None) -> None:
     """A GIF or PNG cut between two of its blocks reads without an error; only the missing last block tells."""
-    gif_cut = kind == "GIF" and not path.read_bytes().rstrip(b"\0").endswith(b";")
+    gif_cut = kind == "GIF" and not path.read_bytes().rstrip(b"\0 \t\r\n").endswith(b";")
     png_cut = kind == "PNG" and b"IEND\xaeB`\x82" not in path.read_bytes()
     if gif_cut or png_cut:
         raise OSError("it has no end")

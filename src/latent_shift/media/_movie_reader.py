@@ -1,9 +1,13 @@
-"""Clips out of movie files through PyAV (FFmpeg): from the keyframe before the clip on, and only what it needs."""
+"""Movie files through PyAV (FFmpeg): clips, from the keyframe before them on and only what they need, or all of it.
+
+Pictures are shown as a player shows them: turned upright, with pixels as wide as the file says; not mirrored.
+"""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +18,17 @@ from latent_shift.core.errors import DataError
 
 from ._pyav import EXACT
 from ._reader import ROUNDING_S, VideoInfo, VideoReader
-from .video import Frames
+from .video import Frames, Video, metadata_from_json
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
+    from av.video.reformatter import VideoReformatter
 
 _HOLD_S = 1.0
 _SEEK_BACK_S = (0.0, 3.0, 15.0)
 _MICROSECONDS = 1_000_000
+_MAX_ASPECT = 8
 
 
 class MovieReader(VideoReader):
@@ -39,7 +45,7 @@ class MovieReader(VideoReader):
         self.path = path
         self.decoded_frames = 0
         self._reformatter = VideoReformatter()
-        self._container, self._stream = self._open()
+        self._open()
         try:
             self._origin = self._stream.start_time or 0
             self.duration_s = self._duration()
@@ -57,8 +63,7 @@ class MovieReader(VideoReader):
             first = next(frames, None)
         if first is None:
             raise DataError(f"{self.path} has no frames")
-        size = first.height, first.width
-        height, width = size[::-1] if _quarter_turns(first) % 2 else size
+        height, width = _upright_size(first, _aspect(self._stream))
         return VideoInfo(self.duration_s, height, width, self._rate(), self._stream.frames or None)
 
     def _frames_at(self, times_s: Sequence[float], size: tuple[int, int] | None) -> Frames:
@@ -78,39 +83,7 @@ class MovieReader(VideoReader):
         if len(chosen) < len(times_s) and times_s[-1] > shown_s + self._length(shown) + _HOLD_S:
             raise DataError(f"{self.path} ends at {shown_s:.2f} s, but its header says {self.duration_s:.2f} s")
         chosen += [shown] * (len(times_s) - len(chosen))
-        return self._stack(chosen, size)
-
-    def _stack(self, chosen: Sequence[VideoFrame], size: tuple[int, int] | None) -> Frames:
-        first = chosen[0]
-        upright = (first.width, first.height) if _quarter_turns(first) % 2 else (first.height, first.width)
-        result = np.empty((len(chosen), *(size or upright), 3), np.uint8)
-        with _naming(self.path):
-            for index, frame in enumerate(chosen):
-                if frame.is_corrupt:
-                    raise DataError(f"{self.path} is damaged inside")
-                if size is None and (frame.height, frame.width) != (first.height, first.width):
-                    raise DataError(f"{self.path} changes its frame size on the way")
-                if index and frame is chosen[index - 1]:
-                    result[index] = result[index - 1]
-                else:
-                    self._draw(frame, result[index])
-        return result
-
-    def _draw(self, frame: VideoFrame, target: Frames) -> None:
-        """Writes a frame, upright, scaled to fill `target` `(height, width, 3)` and cropped evenly."""
-        turns = _quarter_turns(frame)
-        target = np.rot90(target, -turns)  # a view that lies as the frame does
-        height, width = target.shape[:2]
-        scale = max(height / frame.height, width / frame.width)
-        inner_height, inner_width = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-        top, left = (inner_height - height) // 2, (inner_width - width) // 2
-        # Planar RGB (green, blue, red) is three times as fast as packed RGB, and as exact.
-        scaled = self._reformatter.reformat(
-            frame, width=inner_width, height=inner_height, format="gbrp", interpolation=EXACT
-        )
-        for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-            target[..., channel] = rows[top : top + height, left : left + width]
+        return _stack(self.path, chosen, size, _aspect(self._stream), self._reformatter)
 
     def _decode(self, times_s: Sequence[float]) -> Generator[VideoFrame, None, None]:
         """The frames shown at these times, the one after them, and others between that those are made of.
@@ -148,7 +121,7 @@ class MovieReader(VideoReader):
                     return packets
         if not self._at_start:
             self.close()
-            self._container, self._stream = self._open()
+            self._open()
         return self._read_until(times_s[-1], from_keyframe=False)
 
     def _read_until(self, end_s: float, *, from_keyframe: bool = True) -> list[Packet]:
@@ -176,31 +149,25 @@ class MovieReader(VideoReader):
             shown[place] for place in places[-1:] if shown[place:]
         }
 
-    def _open(self) -> tuple[InputContainer, VideoStream]:
-        import av
-        from av.stream import Disposition
-
-        with _naming(self.path):
-            container = av.open(str(self.path), options={"protocol_whitelist": "file"})
-            pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not pictures:
-                container.close()
-                raise DataError(f"{self.path} has no video stream")
-            pictures[0].thread_type = "NONE"
-            self._at_start = True
-            return container, pictures[0]
+    def _open(self) -> None:
+        self._container, self._stream = _open_movie(self.path)
+        self._stream.thread_type = "NONE"
+        self._at_start = True
 
     def _duration(self) -> float:
+        tagged_s = _tagged_seconds(self._stream)
         if self._stream.duration:
             duration_s = float(self._stream.duration * self._tick())
-        elif self._container.duration:
+        elif tagged_s is not None:
+            duration_s = tagged_s - self._origin * self._tick()
+        elif self._container.duration and len(self._container.streams) == 1:  # it is the longest stream's: sound's, say
             duration_s = self._container.duration / _MICROSECONDS
         else:
             with _naming(self.path):
                 ends = [p.pts + (p.duration or 0) for p in self._container.demux(self._stream) if p.pts is not None]
             duration_s = float((max(ends, default=self._origin) - self._origin) * self._tick())
             self._container.close()
-            self._container, self._stream = self._open()
+            self._open()
         if duration_s <= 0:
             raise DataError(f"{self.path} lasts no time")
         return duration_s
@@ -220,8 +187,102 @@ class MovieReader(VideoReader):
         return after + self._length(frame) if ticks is None else (ticks - self._origin) * self._tick()
 
 
+def read_movie(path: Path) -> Video:
+    """Reads every frame of a film, as `MovieReader` shows them.
+
+    Raises:
+        DataError: there is no video stream, or it cannot be decoded to its end.
+    """
+    from av.video.reformatter import VideoReformatter
+
+    container, stream = _open_movie(path)
+    with container, _naming(path):
+        frames = list(container.decode(stream))
+        rate = stream.average_rate or stream.guessed_rate
+        aspect = _aspect(stream)
+        comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
+    if not frames or not rate:
+        raise DataError(f"{path} has no frames")
+    pixels = _stack(path, frames, None, aspect, VideoReformatter())
+    return Video(pixels, float(rate), metadata_from_json("".join(comments[:1])))
+
+
+def _open_movie(path: Path) -> tuple[InputContainer, VideoStream]:
+    import av
+    from av.stream import Disposition
+
+    with _naming(path):
+        container = av.open(str(path), options={"protocol_whitelist": "file"})
+        pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if pictures and pictures[0].codec_context is not None:
+            return container, pictures[0]
+        container.close()
+        raise DataError(
+            f"{path} has " + ("pictures of a kind that FFmpeg cannot read" if pictures else "no video stream")
+        )
+
+
+def _stack(
+    path: Path,
+    chosen: Sequence[VideoFrame],
+    size: tuple[int, int] | None,
+    aspect: float,
+    reformatter: VideoReformatter,
+) -> Frames:
+    first = chosen[0]
+    result = np.empty((len(chosen), *(size or _upright_size(first, aspect)), 3), np.uint8)
+    with _naming(path):
+        for index, frame in enumerate(chosen):
+            if frame.is_corrupt:
+                raise DataError(f"{path} is damaged inside")
+            if size is None and (frame.height, frame.width) != (first.height, first.width):
+                raise DataError(f"{path} changes its frame size on the way")
+            if index and frame is chosen[index - 1]:
+                result[index] = result[index - 1]
+            else:
+                _draw(frame, aspect, result[index], reformatter)
+    return result
+
+
+def _draw(frame: VideoFrame, aspect: float, target: Frames, reformatter: VideoReformatter) -> None:
+    """Writes a frame, upright, scaled to fill `target` `(height, width, 3)` and cropped evenly."""
+    target = np.rot90(target, -_quarter_turns(frame))  # a view that lies as the frame does
+    height, width = target.shape[:2]
+    shown_width = frame.width * aspect
+    scale = max(height / frame.height, width / shown_width)
+    inner_height, inner_width = max(height, round(frame.height * scale)), max(width, round(shown_width * scale))
+    top, left = (inner_height - height) // 2, (inner_width - width) // 2
+    # Planar RGB (green, blue, red) is three times as fast as packed RGB, and as exact.
+    scaled = reformatter.reformat(frame, width=inner_width, height=inner_height, format="gbrp", interpolation=EXACT)
+    for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        target[..., channel] = rows[top : top + height, left : left + width]
+
+
+def _upright_size(frame: VideoFrame, aspect: float) -> tuple[int, int]:
+    """Height and width as a player shows them."""
+    size = frame.height, max(1, round(frame.width * aspect))
+    return size[::-1] if _quarter_turns(frame) % 2 else size
+
+
+def _aspect(stream: VideoStream) -> float:
+    """How wide a pixel is, by its height; what no camera has is damage in a header."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT else 1.0
+
+
 def _quarter_turns(frame: VideoFrame) -> int:
-    return int(frame.rotation) // 90
+    return round(float(frame.rotation) / 90)
+
+
+def _tagged_seconds(stream: VideoStream) -> float | None:
+    """Matroska's tag of when a stream ends, `00:00:04.000000000`; its name may have a language, `DURATION-eng`."""
+    tag = next((text for key, text in stream.metadata.items() if key.startswith("DURATION")), "")
+    match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", tag)
+    if match is None:
+        return None
+    hours, minutes, seconds = map(float, match.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Movie files through PyAV (FFmpeg): MP4 and WebM are written, whatever FFmpeg knows is read."""
+"""MP4 and WebM, written through PyAV (FFmpeg)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from latent_shift.core.errors import DataError
+from latent_shift.core.errors import InputError
 
-from .video import Frames, Video, metadata_from_json, metadata_to_json
+from .video import Frames, metadata_to_json
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -21,35 +21,6 @@ _BT709, _LIMITED_RANGE = 1, 1
 # swscale's bicubic with exact rounding and whole chroma (4 + 0x40000 + 0x2000 + 0x4000): its quick default darkens
 # every pixel by one level on the way there and back.
 EXACT = 0x46004
-
-
-def read_movie(path: Path) -> Video:
-    """Reads every frame of the first video stream, turned upright where the file says so.
-
-    Raises:
-        DataError: there is no video stream, or it cannot be decoded to its end.
-    """
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    try:
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            frames, reformatter = [], VideoReformatter()
-            for frame in container.decode(stream):
-                pixels = reformatter.reformat(frame, format="rgb24", interpolation=EXACT).to_ndarray()
-                frames.append(np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels)
-            rate = stream.average_rate or stream.guessed_rate
-            comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is truncated, corrupt or no video ({type(error).__name__})") from error
-    if not frames or not rate:
-        raise DataError(f"{path} has no frames")
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise DataError(f"{path} changes its frame size on the way")
-    return Video(np.stack(frames).astype(np.uint8, copy=False), float(rate), metadata_from_json("".join(comments[:1])))
 
 
 def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Mapping[str, str], crf: int) -> None:
@@ -62,6 +33,9 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         fps: frames a second; written as an exact fraction.
         metadata: each entry becomes a tag of its own, and all of them one JSON in the tag `comment`.
         crf: constant rate factor.
+
+    Raises:
+        InputError: the encoder writes no frames of this size.
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -80,6 +54,11 @@ def write_movie(path: Path, kind: str, frames: Frames, fps: float, metadata: Map
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED_RANGE
+        try:
+            codec.open()
+        except av.FFmpegError as error:
+            size = f"{stream.width}x{stream.height}"
+            raise InputError("frames", size, f"have a size that {_CODECS[kind]} can write") from error
         reformatter = VideoReformatter()  # one for all frames: each new one takes milliseconds to set up
         for index, pixels in enumerate(frames):
             frame = reformatter.reformat(

@@ -1,4 +1,4 @@
-"""What is common to the readers of clips, and the one for what Pillow reads."""
+"""What is common to the readers of clips, and the one for folders of frames."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 class LoadedReader(VideoReader):
-    """A still or animated image or a folder of frames: small enough to be read as a whole."""
+    """A folder of frames, read as a whole."""
 
     def __init__(self, path: Path, video: Video) -> None:
         """Args: path: where it is from. video: what it holds."""

@@ -11,6 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+_FILM = frozenset((b"moov", b"mdat"))
+_LATER = frozenset((b"moof", b"mdat", b"mfra", b"sidx", b"styp", b"emsg", b"free", b"skip", b"wide", b"uuid", b"udta"))
+"""What may follow a film, or be more of it."""
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)
+"""Of a RIFF file that was written as a stream."""
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
@@ -24,16 +29,21 @@ def missing_bytes(path: Path) -> int:
         return max(0, end(file, size) - size) if end else 0
 
 
-def _riff_end(file: BinaryIO, _size: int) -> int:
+def _riff_end(file: BinaryIO, size: int) -> int:
     file.seek(4)
-    return 8 + int.from_bytes(file.read(4), "little")
+    length = int.from_bytes(file.read(4), "little")
+    return size if length in _UNKNOWN_SIZES else 8 + length
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int:
-    position = 0
+    position, seen = 0, set[bytes]()
     while position < size:
         file.seek(position)
         head = file.read(16)
+        kind = head[4:8]
+        if seen >= _FILM and kind not in _LATER:  # a line break, say, or an ID3 tag
+            return size
+        seen.add(kind)
         length = int.from_bytes(head[:4], "big")
         if length == 0:
             return size

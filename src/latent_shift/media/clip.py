@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ._folder import read_folder
-from ._images import read_image
+from ._image_reader import ImageReader
 from ._movie_reader import MovieReader
 from ._reader import LoadedReader, VideoInfo, VideoReader
 from .read import media_kind
@@ -18,8 +18,8 @@ __all__ = ["VideoInfo", "VideoReader", "open_video", "probe_video", "read_clip"]
 def open_video(path: str | os.PathLike[str]) -> VideoReader:
     """Opens a video to read clips of it; to be used in a `with` statement.
 
-    Movies are decoded from the keyframe before a clip, on one thread. Images, animated ones too, and folders of PNG
-    frames are read as a whole.
+    Movies are decoded from the keyframe before a clip, on one thread. Images, animated ones too, are decoded to their
+    end when they are opened, and folders of PNG frames are read as a whole.
 
     Args:
         path: a video, an image or a folder as `write_video` writes it; its first bytes decide, not its name.
@@ -32,7 +32,7 @@ def open_video(path: str | os.PathLike[str]) -> VideoReader:
     kind = media_kind(path)
     if kind == "movie":
         return MovieReader(path)
-    return LoadedReader(path, read_folder(path) if kind == "folder" else read_image(path))
+    return ImageReader(path) if kind == "image" else LoadedReader(path, read_folder(path))
 
 
 def read_clip(

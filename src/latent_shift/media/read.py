@@ -11,7 +11,7 @@ from latent_shift.core.errors import DataError, InputError
 
 from ._folder import read_folder
 from ._images import is_image, read_image
-from ._pyav import read_movie
+from ._movie_reader import read_movie
 from ._whole import missing_bytes
 from .video import Video
 
@@ -21,7 +21,7 @@ MediaKind: TypeAlias = Literal["folder", "image", "movie"]
 def read_video(path: str | os.PathLike[str], *, expect_frames: int | None = None) -> Video:
     """Reads a whole video, GIF, animated or still image, or a folder of PNG frames.
 
-    The file's first bytes decide how it is read, not its name. Transparency is laid on white.
+    The file's first bytes decide how it is read, not its name. Transparency of images is laid on white.
 
     Args:
         path: a file, or a folder as `write_video` writes it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from .sheet import contact_sheet
 from .video import Frames, check_fps, check_frames, metadata_to_json
 
 _MAX_CRF = {".mp4": 51, ".webm": 63}
+_MAX_SIDE = {".webp": 16383, ".gif": 65535}
 _MAX_GIF_FPS = 50
 
 
@@ -88,6 +90,8 @@ def _check_fit(kind: str, frames: Frames, fps: float, crf: int, quality: int, *,
     height, width = frames.shape[1:3]
     if kind in _MAX_CRF and (height % 2 or width % 2):
         raise InputError("frames", f"{width}x{height}", f"have an even width and height for {kind}")
+    if max(height, width) > _MAX_SIDE.get(kind, math.inf):
+        raise InputError("frames", f"{width}x{height}", f"be at most {_MAX_SIDE[kind]} pixels wide and high for {kind}")
     if kind in _MAX_CRF and not 0 <= crf <= _MAX_CRF[kind]:
         raise InputError("crf", crf, f"be from 0 to {_MAX_CRF[kind]} for {kind}")
     if not 0 <= quality <= 100:
