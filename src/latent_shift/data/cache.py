@@ -71,7 +71,7 @@ class ClipCache:
 
 
 _ARRAYS = ("frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets")
-_FORMAT = 2
+_FORMAT = 3
 """Of what a cache's files mean; another one is another cache."""
 _PART = 64
 """Records of a part."""
