@@ -321,9 +321,11 @@ def test_a_watcher_is_woken_at_each_change(engine: PretendedEngine, tmp_path: Pa
 
 def test_models(client: Any) -> None:
     (model,) = client.get("/v1/models").json()["data"]
-    assert (model["id"], model["object"], model["frames"], model["steps"]) == ("pretended", "model", 16, 25)
+    assert (model["id"], model["object"], model["frames"], model["steps"]) == ("pretended", "model", 16, 15)
     assert (model["max_side"], model["max_steps"], model["max_frames"]) == (256, 100, 96)
     assert client.get("/v1/models/pretended").json() == model
+    for scheduler, steps in model["schedulers"].items():
+        assert client.post("/v1/videos", json={"prompt": "x", "scheduler": scheduler}).json()["steps"] == steps
     error(client.get("/v1/models/sora-2"), 404)
 
 
@@ -393,6 +395,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": 101}, "guidance_scale"),
     ({"guidance_scale": "high"}, "guidance_scale"),
     ({"scheduler": "../x"}, "scheduler"),
+    ({"scheduler": ""}, "scheduler"),
     ({"loop": "yes"}, "loop"),
     ({"input_reference": {"image_url": "http://127.0.0.1/"}}, "input_reference"),
 ]
@@ -415,6 +418,8 @@ def test_messages(client: Any) -> None:
     assert message(size="64x512") == "size must be at most 256 pixels a side, got 512"
     assert message(seconds="20") == "seconds must be at most 96 frames, got 160"
     assert message(model="sora-2") == "model must be pretended, the model of this server, got 'sora-2'"
+    offered = "dpm++, unipc, ddim, euler, ddim-trailing, ddpm"
+    assert message(scheduler="heun") == f"scheduler must be one of {offered}, got 'heun'"
     assert message(prompt="a\x07") == r"prompt must hold no control characters, got '\x07'"
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.media import read_video
-from latent_shift.pipelines import load_preset, make_scheduler
+from latent_shift.pipelines import SCHEDULERS, load_preset, make_scheduler
 from latent_shift.pipelines.generation import to_uint8
 from latent_shift.server.engine import VARIANTS, ClipRequest, Engine, Event, Failed, Finished, Progress, Started
 from latent_shift.server.worker import LocalEngine, _decode, _jpeg
@@ -414,5 +414,14 @@ def test_facts_are_the_models(desk: Desk, pipeline: LatentShiftPipeline) -> None
     facts = desk.engine.facts
     assert (facts.num_frames, facts.width, facts.height, facts.size_factor) == (4, 64, 64, 64)
     assert (facts.guidance_scale, facts.fps, facts.max_steps, facts.loops) == (7.5, 8.0, 1000, False)
+    assert facts.schedulers.keys() == SCHEDULERS.keys()
     for name in facts.schedulers:
         make_scheduler(name, pipeline.scheduler.config)
+
+
+def test_a_fast_model_offers_the_solver_that_it_was_trained_for(
+    pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "is_fast", True)
+    facts = LocalEngine("tiny-fast", [pipeline], scheduler="ddim-trailing").facts
+    assert (facts.scheduler, facts.schedulers) == ("ddim-trailing", {"ddim-trailing": 4})
