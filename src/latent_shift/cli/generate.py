@@ -67,7 +67,7 @@ def generate(
     loop: Annotated[bool, typer.Option("--loop", help="Make a seamless loop (circular shift).")] = False,
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
     preset: Annotated[
-        str | None, typer.Option(help="Instead of a model: paper, paper-vdm, tiny or tiny-vdm, with random weights.")
+        str | None, typer.Option(help="Random weights instead of a model: paper, small, tiny, or these with -vdm.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
