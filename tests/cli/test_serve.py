@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from latent_shift.cli._listen import allowed_hosts, allowed_origins
+
 from .conftest import Refused, Run
 
 
@@ -29,7 +31,20 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     assert refused("serve", "--api-keys", sentence).startswith("--api-keys must hold a key a line, without spaces")
     assert refused("serve", "--api-keys", missing).startswith("--api-keys must be a text file that can be read")
     assert refused("serve", "--port", "65536") == "--port must be from 0 to 65535, got 65536"
+    for name in ("https://example.org", "example.org:80", "example.org/", "*", ""):
+        assert refused("serve", "--allow-host", name).startswith("--allow-host must be a name without scheme, port")
+    for origin in ("*", "example.org", "https://example.org/page", "null", "https://"):
+        assert refused("serve", "--allow-origin", origin).startswith("--allow-origin must be one web site")
     assert refused("serve", "--host", "192.0.2.1").startswith("--host and --port must be an address to listen on")
+
+
+def test_names_are_taken_as_people_write_them() -> None:
+    local = {"localhost", "127.0.0.1", "::1"}
+    assert allowed_hosts("LocalHost", ["Example.ORG.", "[2001:DB8::1]"]) == {*local, "example.org", "2001:db8::1"}
+    assert allowed_hosts("0.0.0.0", ["Example.org"]) == {*local, "0.0.0.0", "example.org"}
+    assert allowed_hosts("0.0.0.0", []) is None
+    given = ["https://Example.org/", "http://localhost:3000", "http://[::1]:3000"]
+    assert allowed_origins(given) == ("https://example.org", "http://localhost:3000", "http://[::1]:3000")
 
 
 @pytest.mark.parametrize(("fast", "name"), [(False, "emoji"), (True, "emoji-fast")])

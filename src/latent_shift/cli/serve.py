@@ -11,7 +11,7 @@ from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.shapes import check_at_least
 
-from ._listen import allowed_hosts, listen, run
+from ._listen import allowed_hosts, allowed_origins, listen, run
 
 if TYPE_CHECKING:
     from latent_shift.server import Engine
@@ -79,7 +79,7 @@ def serve(
         "keep_days": keep_days,
         "keep_bytes": keep_gb * 1e9 // 1,
         "api_keys": _read_keys(api_keys),
-        "allowed_origins": tuple(allow_origin or ()),
+        "allowed_origins": allowed_origins(allow_origin or []),
         "allowed_hosts": allowed_hosts(host, allow_host or []),
     }
     parse_config(ServerSettings, limits)  # what is wrong is said before the model is loaded
