@@ -354,6 +354,25 @@ def test_a_batch_that_fails_is_tried_one_by_one(
     assert "/secret/path is out of memory" in caplog.text
 
 
+def test_a_job_is_tried_alone_though_the_rest_of_its_failed_batch_was_cancelled(
+    desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = pipeline._encode
+
+    def refuse(captions: list[str]) -> torch.Tensor:
+        if len(captions) > 1:
+            desk.engine.cancel("b")
+            raise torch.OutOfMemoryError
+        return encode(captions)
+
+    monkeypatch.setattr(pipeline, "_encode", refuse)
+    for job_id in "ab":
+        desk.submit(job_id, num_inference_steps=1)
+    desk.run()
+    assert desk.of("a")[-1] == "Finished"
+    assert not any(isinstance(event, Finished | Failed) for event in desk.events if event.job_id == "b")
+
+
 def test_a_failed_batch_is_out_of_the_memory_before_its_jobs_are_tried_again(
     desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

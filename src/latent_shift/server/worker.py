@@ -150,7 +150,7 @@ class LocalEngine:
             return []
         except Exception as error:
             undone = [work for work in undone if not work.cancelled]
-            if len(undone) > 1:
+            if len(batch) > 1:
                 return undone
             _log.exception("a clip could not be made")
             for work in undone:
