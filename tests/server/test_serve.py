@@ -92,13 +92,16 @@ def test_a_kill_loses_no_job_and_makes_none_twice(serve: Serve, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_an_end_in_order_with_a_job_running_and_somebody_watching(serve: Serve) -> None:
+def test_an_end_in_order_with_a_job_running_and_somebody_watching(
+    serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
     server = serve()
     job = server.create(steps=30)
     server.wait(job["id"], lambda video: video["step"] > 0)
     with server.http.stream("GET", f"/v1/videos/{job['id']}/events") as stream:
         next(stream.iter_lines())
         assert server.stop() == 130
+    assert capfd.readouterr().err == "latent-shift: error: stopped\n"
     server = serve()
     assert server.wait(job["id"], is_done)["status"] == "completed"
 

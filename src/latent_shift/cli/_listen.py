@@ -63,12 +63,17 @@ def run(app: FastAPI, listener: socket.socket, does: str, warning: str | None) -
     """Serves until it is told to stop.
 
     Args:
-        app: what answers.
+        app: what answers; `app.state.end_streams`, where it has one, is called at the stop.
         listener: see `listen`.
         does: what is said after the address.
         warning: what is said where others can reach the address; None for nothing.
     """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            getattr(app.state, "end_streams", lambda: None)()  # it would wait for them, and then break them off
+            await super().shutdown(sockets)
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     config = uvicorn.Config(
@@ -84,7 +89,7 @@ def run(app: FastAPI, listener: socket.socket, does: str, warning: str | None) -
     typer.echo(f"http://{address}:{port} {does}; Ctrl-C stops it")
     if warning and not _is_loopback(host):
         typer.echo(f"latent-shift: warning: whoever reaches this address {warning}", err=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def _host_name(given: str) -> str:
