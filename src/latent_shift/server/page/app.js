@@ -89,6 +89,8 @@ function fill(video) {
   for (const name of ["seed", "steps", "guidance_scale", "scheduler", "size", "fps", ...(video.frames > 1 ? ["frames"] : [])]) {
     sideA.querySelector(`[name=${name}]`).value = video[name];
   }
+  const solver = sideA.querySelector("[name=scheduler]");
+  if (!solver.value) solver.value = model.scheduler; // the clip is another model's
   sideA.querySelector("[name=loop]").checked = video.loop;
   $("viewer").close();
 }
