@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 import latent_shift
 from latent_shift.cli import generate
+from latent_shift.cli.app import app
 
 from .conftest import Run
 
@@ -42,6 +46,25 @@ def test_help_explains_every_verb_with_examples(run: Run, verb: list[str]) -> No
     assert result.out.startswith(f"Usage: latent-shift {' '.join(verb)}".rstrip())
     if verb in (["generate"], ["train"], ["data", "emoji"], ["benchmark"], ["study", "create"]):
         assert result.out.count(f"  latent-shift {' '.join(verb)} ") >= 2
+
+
+def verbs(app: typer.Typer = app, *names: str) -> Iterator[tuple[list[str], str]]:
+    """Every verb's words, and its docstring."""
+    for verb in app.registered_commands:
+        assert verb.callback is not None
+        yield [*names, verb.name or verb.callback.__name__], inspect.getdoc(verb.callback) or ""
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from verbs(group.typer_instance, *names, group.name or group.typer_instance.info.name or "")
+
+
+@pytest.mark.parametrize(("verb", "text"), [pytest.param(*verb, id=" ".join(verb[0])) for verb in verbs()])
+def test_help_shows_each_example_whole(run: Run, verb: list[str], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    examples = [line.strip() for line in text.partition("Examples:")[2].splitlines() if line]
+    assert len(examples) >= 2
+    shown = [line.strip() for line in run(*verb, "--help").out.splitlines()]
+    assert [line for line in shown if line in examples] == examples
 
 
 @pytest.mark.parametrize("verb", HELP, ids=" ".join)

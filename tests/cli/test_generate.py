@@ -265,6 +265,9 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["-o", "/proc/no/clip.mp4"], "output must be in a folder that can be written ("),
         (["--prompt-file", "missing.txt"], "--prompt-file must be a text file that can be read, got 'missing.txt'"),
         (["\udcff"], r"prompt must be UTF-8 text, got '\udcff'"),
+        (["--negative", "\udcff"], r"--negative must be UTF-8 text, got '\udcff'"),
+        ([""], "prompt must have a word, got ''"),
+        ([" \n"], r"prompt must have a word, got ' \n'"),
     ],
 )
 def test_bad_input_is_one_line(refused: Refused, model: Path, arguments: list[str], message: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from latent_shift.cli._listen import allowed_hosts, allowed_origins
+
 from .conftest import Refused, Run
 
 
@@ -15,18 +17,34 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     empty = tmp_path / "keys.txt"
     empty.write_text("\n")
     missing = tmp_path / "none.txt"
+    sentence = tmp_path / "sentence.txt"
+    sentence.write_text("# of Anna\nsecret\n")
     assert refused("serve", "--max-queue", "0").startswith("max_queue must be valid")
     assert refused("serve", "--keep-days", "nan").startswith("keep_days must be valid")
     assert refused("serve", "--keep-gb", "nan").startswith("keep_bytes must be valid")
+    assert refused("serve", "--keep-gb", "0").startswith("keep_bytes must be valid")
     assert refused("serve", "--max-prompt-chars", "0").startswith("max_prompt_chars must be valid")
     assert refused("serve", "--max-body-kb", "0").startswith("max_body_bytes must be valid")
     assert refused("serve", "--max-batch", "0") == "--max-batch must be at least 1, got 0"
     assert refused("serve", "--max-side", "0") == "--max-side must be at least 1, got 0"
     assert refused("serve", "--api-keys", empty) == f"--api-keys must hold at least one key, got '{empty}'"
+    assert refused("serve", "--api-keys", sentence).startswith("--api-keys must hold a key a line, without spaces")
     assert refused("serve", "--api-keys", missing).startswith("--api-keys must be a text file that can be read")
-    assert refused("serve", "--port", "0", "--model", "nothing").startswith("model must be one of emoji or a folder")
     assert refused("serve", "--port", "65536") == "--port must be from 0 to 65535, got 65536"
+    for name in ("https://example.org", "example.org:80", "example.org/", "*", ""):
+        assert refused("serve", "--allow-host", name).startswith("--allow-host must be a name without scheme, port")
+    for origin in ("*", "example.org", "https://example.org/page", "null", "https://"):
+        assert refused("serve", "--allow-origin", origin).startswith("--allow-origin must be one web site")
     assert refused("serve", "--host", "192.0.2.1").startswith("--host and --port must be an address to listen on")
+
+
+def test_names_are_taken_as_people_write_them() -> None:
+    local = {"localhost", "127.0.0.1", "::1"}
+    assert allowed_hosts("LocalHost", ["Example.ORG.", "[2001:DB8::1]"]) == {*local, "example.org", "2001:db8::1"}
+    assert allowed_hosts("0.0.0.0", ["Example.org"]) == {*local, "0.0.0.0", "example.org"}
+    assert allowed_hosts("0.0.0.0", []) is None
+    given = ["https://Example.org/", "http://localhost:3000", "http://[::1]:3000"]
+    assert allowed_origins(given) == ("https://example.org", "http://localhost:3000", "http://[::1]:3000")
 
 
 @pytest.mark.parametrize(("fast", "name"), [(False, "emoji"), (True, "emoji-fast")])
@@ -37,6 +55,39 @@ def test_the_fast_model_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, f
     tiny = pipelines.load_preset("tiny", "cpu", "fp32")
     monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: tiny)
     assert _load("emoji", None, fast, "cpu", "fp32", 1).facts.name == name
+
+
+def test_the_model_of_a_run_is_called_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import latent_shift.pipelines as pipelines
+    from latent_shift.cli.serve import _load
+
+    tiny = pipelines.load_preset("tiny", "cpu", "fp32")
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: tiny)
+    names = [_load(f"runs/{place}", None, False, "cpu", "fp32", 1).facts.name for place in ("one/model", "two/model/")]
+    assert names == ["one", "two"]
+
+
+def test_a_wrong_model_is_refused(run: Run) -> None:
+    result = run("serve", "--port", "0", "--model", "nothing")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "model must be one of emoji or a folder" in result.err
+
+
+def test_a_wrong_folder_is_refused_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, refused: Refused, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("latent_shift.cli.serve._load", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "file").write_text("")
+    line = refused("serve", "--port", "0", "--folder", tmp_path / "file")
+    assert line.startswith("folder must be a folder that can be written")
+
+
+def test_every_line_of_the_file_is_a_key(tmp_path: Path) -> None:
+    from latent_shift.cli.serve import _read_keys
+
+    path = tmp_path / "keys.txt"
+    path.write_text("\ufefffirst\r\n\n  second\n", encoding="utf-8")
+    assert _read_keys(path) == {"first", "second"}
 
 
 def test_limits_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> None:

@@ -61,6 +61,15 @@ def test_create_and_report(run: Run, clips: Path) -> None:
     assert (clips / "elsewhere" / "raters.csv").is_file()
 
 
+def test_a_folder_may_have_an_equals_sign(run: Run, clips: Path) -> None:
+    (clips / "ours").rename(clips / "lr=0.1")
+    result = run("study", "create", clips / "study", clips / "lr=0.1", f"it={clips}/theirs")
+    assert result.code == 0, result.err
+    store = Store(clips / "study")
+    assert {(pair.first, pair.second) for pair in store.pairs() if pair.kind == "pair"} == {("lr=0.1", "it")}
+    store.close()
+
+
 def test_sheets_hold_every_frame_and_no_metadata(run: Run, clips: Path) -> None:
     run("study", "create", clips / "study", clips / "ours", clips / "theirs")
     data = b"".join(path.read_bytes() for path in (clips / "study" / "clips").iterdir())
@@ -130,7 +139,7 @@ def test_what_is_refused(refused: Refused, clips: Path) -> None:
         "raters_per_pair must be valid"
     )
     assert refused("study", "create", new, *two, "--settings", clips / "no.toml").startswith(
-        "recipe must be a TOML file"
+        "--settings must be a TOML file"
     )
     assert refused("study", "create", clips / "ours", *two).startswith("study must be new")
     assert refused("study", "create", new, clips / "none", two[0]).startswith("folder must be a folder of clips")

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from latent_shift.pipelines import SCHEDULERS
 from latent_shift.server.engine import VARIANTS, ClipRequest, Event, Failed, Finished, ModelFacts, Progress, Started
 from latent_shift.server.settings import ServerSettings
 
@@ -27,7 +28,7 @@ FACTS = ModelFacts(
     size_factor=32,
     guidance_scale=4.0,
     fps=8.0,
-    schedulers={"dpm++": 25, "unipc": 25, "ddim": 50, "euler": 25, "ddpm": 100},
+    schedulers={name: steps for name, (_, steps, _) in SCHEDULERS.items()},
     scheduler="dpm++",
     max_steps=1000,
     loops=False,

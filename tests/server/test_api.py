@@ -319,11 +319,36 @@ def test_a_watcher_is_woken_at_each_change(engine: PretendedEngine, tmp_path: Pa
     ]
 
 
+def test_a_watcher_of_a_queued_job_sees_its_place(engine: PretendedEngine, tmp_path: Path, settings: Any) -> None:
+    import asyncio
+
+    from latent_shift.server.metrics import Metrics
+    from latent_shift.server.schemas import VideoRequest, resolve_request
+    from latent_shift.server.store import Store
+
+    async def live() -> list[int | None]:
+        jobs = Jobs(Store(tmp_path), engine, settings, Metrics())
+        async with jobs.running(), asyncio.timeout(10):
+            request = resolve_request(VideoRequest(prompt="x"), engine.facts, settings)
+            first, second, third = (jobs.submit("", request, limited=False).job for _ in range(3))
+            what = [lambda: jobs.remove(first), lambda: engine.begin(second.id), jobs.end_streams]
+            places = []
+            async for now in jobs.watch(third.id, ""):
+                assert now is not None
+                places.append(now.position)
+                what[len(places) - 1]()
+            return places
+
+    assert asyncio.run(live()) == [2, 1, 0]
+
+
 def test_models(client: Any) -> None:
     (model,) = client.get("/v1/models").json()["data"]
-    assert (model["id"], model["object"], model["frames"], model["steps"]) == ("pretended", "model", 16, 25)
+    assert (model["id"], model["object"], model["frames"], model["steps"]) == ("pretended", "model", 16, 15)
     assert (model["max_side"], model["max_steps"], model["max_frames"]) == (256, 100, 96)
     assert client.get("/v1/models/pretended").json() == model
+    for scheduler, steps in model["schedulers"].items():
+        assert client.post("/v1/videos", json={"prompt": "x", "scheduler": scheduler}).json()["steps"] == steps
     error(client.get("/v1/models/sora-2"), 404)
 
 
@@ -393,6 +418,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": 101}, "guidance_scale"),
     ({"guidance_scale": "high"}, "guidance_scale"),
     ({"scheduler": "../x"}, "scheduler"),
+    ({"scheduler": ""}, "scheduler"),
     ({"loop": "yes"}, "loop"),
     ({"input_reference": {"image_url": "http://127.0.0.1/"}}, "input_reference"),
 ]
@@ -415,6 +441,8 @@ def test_messages(client: Any) -> None:
     assert message(size="64x512") == "size must be at most 256 pixels a side, got 512"
     assert message(seconds="20") == "seconds must be at most 96 frames, got 160"
     assert message(model="sora-2") == "model must be pretended, the model of this server, got 'sora-2'"
+    offered = "dpm++, unipc, ddim, euler, ddim-trailing, ddpm"
+    assert message(scheduler="heun") == f"scheduler must be one of {offered}, got 'heun'"
     assert message(prompt="a\x07") == r"prompt must hold no control characters, got '\x07'"
 
 
@@ -520,7 +548,9 @@ def test_keys_open_the_door_and_share_nothing(connect: Connect, engine: Pretende
     client = connect(**KEYS)
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic first-key"}):
         for path in ("/v1/videos", "/v1/models", "/metrics", "/v1/videos/x", "/v1/videos/x/content"):
-            detail = error(client.get(path, headers=headers), 401)
+            answer = client.get(path, headers=headers)
+            detail = error(answer, 401)
+            assert answer.headers["www-authenticate"] == "Bearer"
             assert (detail["type"], detail["code"]) == ("authentication_error", "invalid_api_key")
         error(client.post("/v1/videos", json=JSON, headers=headers), 401)
     video = create(client, FIRST)
@@ -542,6 +572,7 @@ def test_limits_of_a_key(connect: Connect, engine: PretendedEngine) -> None:
     answer = client.post("/v1/videos", json=JSON, headers=FIRST)
     assert error(answer, 429)["message"] == "this API key has 2 unfinished jobs, its limit"
     engine.make(jobs[0]["id"])
+    create(client, FIRST)  # the refused one does not count
     answer = client.post("/v1/videos", json=JSON, headers=FIRST)
     assert error(answer, 429)["message"] == "this API key created 3 jobs in a minute, its limit"
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
@@ -585,6 +616,7 @@ def test_answers_carry_a_strict_policy_and_no_foreign_asset(client: Any) -> None
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-cache"  # else old files of the page would meet a newer server
     page = Path(str(__import__("latent_shift").__file__)).parent / "server/page"
     for file in page.iterdir():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")

@@ -158,6 +158,17 @@ def test_an_image_and_another_seed(open_tab: Any, server: ServerProcess) -> None
     assert newest["frames"] == oldest["frames"] == 1
 
 
+def test_another_seed_keeps_the_frame_rate(open_tab: Any, server: ServerProcess) -> None:
+    video_id = server.create(prompt="slow frames", steps=1, frames=2, fps=2.5)["id"]
+    server.wait(video_id, is_done)
+    tab = open_tab()
+    tab.page.locator("#tiles li").filter(has_text="slow frames").get_by_role("button").click()
+    tab.page.locator("#viewer").get_by_role("button", name="Another seed").click()
+    expect(tab.page.locator("#stage video")).to_be_visible(timeout=WAIT)
+    found = server.http.get("/v1/videos", params={"search": "slow frames"}).json()["data"]
+    assert [(video["fps"], video["frames"]) for video in found] == [(2.5, 2)] * 2
+
+
 @pytest.mark.parametrize("kind", ["image", "clip"])
 def test_the_copied_programs_make_it_again(open_tab: Any, server: ServerProcess, tmp_path: Path, kind: str) -> None:
     tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
@@ -393,6 +404,24 @@ def test_streams_are_let_go_when_hidden_and_with_two_cards(open_tab: Any, server
     assert not counts["held"]
 
 
+def test_a_clip_is_followed_through_a_restart_behind_a_proxy(open_tab: Any) -> None:
+    tab = open_tab()
+    failed: list[str] = []
+
+    def fail_once(route: Route) -> None:
+        if failed:
+            route.fallback()
+        else:
+            failed.append(route.request.url)
+            route.fulfill(status=502, body="Bad Gateway")
+
+    tab.page.route(re.compile("/events$"), fail_once)
+    tab.generate("behind a proxy")
+    expect(tab.page.locator("#stage video")).to_be_visible(timeout=WAIT)
+    assert failed
+    tab.forgive(502)
+
+
 def test_the_keyboard_is_enough(open_tab: Any) -> None:
     tab = open_tab()
     page = tab.page
@@ -476,6 +505,16 @@ def test_with_api_keys(browser: Browser, tmp_path: Path, request: pytest.Fixture
     page.locator("#viewer").get_by_role("button", name="Delete").click()
     expect(page.locator("#tiles li")).to_have_count(0)
     assert not page.evaluate(shows, address)
+    page.evaluate(
+        """async () => {
+          const api = await import("/static/api.js");
+          api.setKey("wrong");
+          window.both = Promise.all([api.models(), api.listVideos({})]);
+        }"""
+    )
+    dialog.get_by_label("API key").fill("secret-one")
+    dialog.get_by_role("button", name="Use it").click()
+    assert len(page.evaluate("window.both")) == 2  # one question for both
     context.close()
 
 

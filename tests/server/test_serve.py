@@ -92,15 +92,21 @@ def test_a_kill_loses_no_job_and_makes_none_twice(serve: Serve, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_an_end_in_order_with_a_job_running_and_somebody_watching(serve: Serve) -> None:
+def test_an_end_in_order_with_a_job_running_and_somebody_watching(
+    serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
     server = serve()
     job = server.create(steps=30)
+    long = server.create(steps=100, frames=16, size="128x128")  # more than the seconds that a stop waits for streams
     server.wait(job["id"], lambda video: video["step"] > 0)
-    with server.http.stream("GET", f"/v1/videos/{job['id']}/events") as stream:
-        next(stream.iter_lines())
+    with server.http.stream("GET", f"/v1/videos/{long['id']}/events") as stream:
+        lines = stream.iter_lines()  # while it is kept the stream is open
+        next(lines)
         assert server.stop() == 130
+    assert capfd.readouterr().err == "latent-shift: error: stopped\n"
     server = serve()
     assert server.wait(job["id"], is_done)["status"] == "completed"
+    assert server.http.delete(f"/v1/videos/{long['id']}").json()["deleted"] is False
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +174,8 @@ def test_after_a_kill_what_ran_is_queued_again_in_the_old_order(tmp_path: Path) 
     write_result(store, whole)  # renamed into place, but the kill came before the note
     store.cancel(gone)
     write_result(store, gone)
-    (tmp_path / "results" / ".half-written.x1").mkdir()
+    (tmp_path / "results" / f".{waited}.x1").mkdir()
+    (tmp_path / "results" / "somebody's own").mkdir()
     store.close()
 
     store = Store(tmp_path)
@@ -184,7 +187,7 @@ def test_after_a_kill_what_ran_is_queued_again_in_the_old_order(tmp_path: Path) 
         "completed",
         "cancelled",
     ]
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted([done, whole])
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted([done, whole, "somebody's own"])
     store.close()
 
 
@@ -265,6 +268,19 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "jobs.sqlite").write_bytes(b"no database, but long enough to be read as one" * 100)
     with pytest.raises(DataError, match=r"jobs\.sqlite is no database of this server"):
         Store(tmp_path)
+
+
+def test_a_kill_while_the_database_is_made_leaves_nothing_of_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from latent_shift.server import store\n"
+        "store._SCHEMA = store._SCHEMA.replace('CREATE INDEX jobs_by_end', 'killed here')\n"
+        "store.Store(Path(sys.argv[1]))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert 'near "killed"' in killed.stderr
+    store = Store(tmp_path)
+    assert status(store, add(store)) == "queued"
+    store.close()
 
 
 def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:

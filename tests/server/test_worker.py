@@ -17,7 +17,7 @@ from PIL import Image
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.media import read_video
-from latent_shift.pipelines import load_preset, make_scheduler
+from latent_shift.pipelines import SCHEDULERS, load_preset, make_scheduler
 from latent_shift.pipelines.generation import to_uint8
 from latent_shift.server.engine import VARIANTS, ClipRequest, Engine, Event, Failed, Finished, Progress, Started
 from latent_shift.server.worker import LocalEngine, _decode, _jpeg
@@ -354,6 +354,25 @@ def test_a_batch_that_fails_is_tried_one_by_one(
     assert "/secret/path is out of memory" in caplog.text
 
 
+def test_a_job_is_tried_alone_though_the_rest_of_its_failed_batch_was_cancelled(
+    desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = pipeline._encode
+
+    def refuse(captions: list[str]) -> torch.Tensor:
+        if len(captions) > 1:
+            desk.engine.cancel("b")
+            raise torch.OutOfMemoryError
+        return encode(captions)
+
+    monkeypatch.setattr(pipeline, "_encode", refuse)
+    for job_id in "ab":
+        desk.submit(job_id, num_inference_steps=1)
+    desk.run()
+    assert desk.of("a")[-1] == "Finished"
+    assert not any(isinstance(event, Finished | Failed) for event in desk.events if event.job_id == "b")
+
+
 def test_a_failed_batch_is_out_of_the_memory_before_its_jobs_are_tried_again(
     desk: Desk, pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,5 +433,14 @@ def test_facts_are_the_models(desk: Desk, pipeline: LatentShiftPipeline) -> None
     facts = desk.engine.facts
     assert (facts.num_frames, facts.width, facts.height, facts.size_factor) == (4, 64, 64, 64)
     assert (facts.guidance_scale, facts.fps, facts.max_steps, facts.loops) == (7.5, 8.0, 1000, False)
+    assert facts.schedulers.keys() == SCHEDULERS.keys()
     for name in facts.schedulers:
         make_scheduler(name, pipeline.scheduler.config)
+
+
+def test_a_fast_model_offers_the_solver_that_it_was_trained_for(
+    pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "is_fast", True)
+    facts = LocalEngine("tiny-fast", [pipeline], scheduler="ddim-trailing").facts
+    assert (facts.scheduler, facts.schedulers) == ("ddim-trailing", {"ddim-trailing": 4})

@@ -139,6 +139,7 @@ def test_strangers_are_refused_in_one_line(
     headers = {"Content-Type": "application/json", **options.get("headers", {})}
     answer = client.request(method, path, **{**options, "headers": headers})
     assert answer.status_code == status, answer.text
+    assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert set(answer.json()) == {"error"}
     assert answer.json()["error"].startswith(message)
     assert "\n" not in answer.json()["error"]
@@ -173,7 +174,8 @@ def test_a_worker_takes_part_once(client: TestClient) -> None:
 def test_other_sites_and_other_names_are_refused(client: TestClient) -> None:
     for host in ("evil.example", "localhost.evil.example", "", "[::1", "localhost@evil"):
         assert client.get("/api/study", headers={"Host": host}).status_code == 403
-    assert client.get("/api/study", headers={"Host": "localhost:8001"}).status_code == 200
+    for host in ("localhost:8001", "LOCALHOST", "localhost."):
+        assert client.get("/api/study", headers={"Host": host}).status_code == 200
     body = {"consent": True}
     for origin in ("http://evil.example", "null"):
         assert client.post("/api/raters", json=body, headers={"Origin": origin}).status_code == 403

@@ -354,6 +354,10 @@ def test_others_at_the_last_pairs_are_waited_for(browser: Browser, serve: Any) -
     expect(rater.page.get_by_role("button", name="Finish now")).to_be_hidden()
     expect(rater.page.locator("#code")).to_have_text("TOO-LATE")
     check_page(rater.page, "study-wait")
+    rater.page.route("**/api/state", lambda route: route.fulfill(status=502), times=1)  # a proxy without its server
+    expect(rater.page.get_by_role("alert")).to_have_text("The study answered 502.", timeout=WAIT)
+    assert all("status of 502" in problem for problem in rater.problems)
+    rater.problems.clear()
     for token, state in states:
         assert state.item is not None
         store.answer(token, state.item.position, both[0])

@@ -39,6 +39,9 @@ def test_a_folder_is_read_by_its_table_or_by_its_files(tmp_path: Path) -> None:
         Source(tmp_path / "b.mp4", "a dog"),
     ]
     assert asked == ["b.mp4", "a.WEBP"]
+    row = {"file_name": "b.mp4", "caption": "a\u2028dog"}  # a line for Python, not for JSON
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert find_sources(tmp_path, read_prompt) == [Source(tmp_path / "b.mp4", "a dog")]
 
 
 def test_a_folder_of_frames_is_one_clip(tmp_path: Path) -> None:

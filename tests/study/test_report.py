@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -90,6 +91,16 @@ def test_who_fails_the_checks_can_be_left_out(make: Make) -> None:
     assert strict.comparisons[0].questions[0].wins == 6
     assert strict.comparisons[0].complete == 0
     assert [rater.counted for rater in strict.raters] == [True, False, False]
+
+
+def test_who_passed_just_enough_checks_counts(make: Make) -> None:
+    """0.28 * 25 is more than 7 in floating point."""
+    store = make(25, spare=27, raters_per_pair=1, checks_per_rater=25, pairs_per_rater=25, min_attention=0.28)
+    answered = itertools.count()
+    rate(store, lambda _, is_check: both("wrong" if is_check and next(answered) >= 7 else "a"))
+    (rater,) = read_report(store, 0.28).raters
+    assert (rater.checks_passed, rater.checks, rater.counted) == (7, 25, True)
+    assert read_report(store).rejected == 0
 
 
 def test_an_empty_study_has_a_report(make: Make, tmp_path: Path) -> None:

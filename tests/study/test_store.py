@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections import Counter
@@ -342,6 +343,14 @@ def test_what_is_no_study(tmp_path: Any) -> None:
     sqlite3.connect(tmp_path / "study.sqlite").close()
     with pytest.raises(DataError, match="has version 0, this program reads version 3"):
         Store(tmp_path)
+
+
+def test_a_study_that_lacks_a_table_is_damaged(make: Make, tmp_path: Any) -> None:
+    make(2).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "study/study.sqlite")) as database:
+        database.execute("DROP TABLE clips")
+    with pytest.raises(DataError, match="is no database of a study"):
+        Store(tmp_path / "study")
 
 
 def test_a_crowd_in_two_processes_of_which_many_leave(make: Make, tmp_path: Any, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -39,6 +40,19 @@ app.add_typer(data)
 app.add_typer(evaluate)
 app.add_typer(reproduce, name="reproduce")
 app.add_typer(study)
+
+
+def _keep_examples(verbs: typer.Typer) -> None:
+    """Marks the examples as text that click does not wrap: broken across lines they could not be copied."""
+    for verb in verbs.registered_commands:
+        text = inspect.getdoc(verb.callback) or ""
+        verb.help = text.replace("Examples:\n", "\b\nExamples:\n").replace("\n\n  ", "\n\n\b\n  ")
+    for group in verbs.registered_groups:
+        if group.typer_instance:
+            _keep_examples(group.typer_instance)
+
+
+_keep_examples(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -67,7 +67,7 @@ def generate(
     loop: Annotated[bool, typer.Option("--loop", help="Make a seamless loop (circular shift).")] = False,
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
     preset: Annotated[
-        str | None, typer.Option(help="Instead of a model: paper, paper-vdm, tiny or tiny-vdm, with random weights.")
+        str | None, typer.Option(help="Random weights instead of a model: paper, small, tiny, or these with -vdm.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -81,6 +81,8 @@ def generate(
       latent-shift generate "red heart" "a rocket" --loop --num-videos 2 -o clips.webp
     """
     sentences = _sentences(prompts, prompt_file)
+    if not _is_text(negative):
+        raise InputError("--negative", negative, "be UTF-8 text")
     check_at_least("--num-videos", num_videos, 1)
     check_at_least("--frames", 1 if frames is None else frames, 1)
     check_at_least("--steps", 1 if steps is None else steps, 1)
@@ -198,6 +200,8 @@ def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]
     for sentence in sentences:
         if not _is_text(sentence):
             raise InputError("prompt", sentence, "be UTF-8 text")
+        if not sentence.strip():
+            raise InputError("prompt", sentence, "have a word")
     return sentences
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    preset: Annotated[str | None, typer.Option(help="paper, paper-vdm, tiny or tiny-vdm; needs no memory.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper, small, tiny, or these with -vdm; needs no memory.")] = None,
     model: Annotated[str | None, typer.Option(help="A model by name (emoji) or a folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,

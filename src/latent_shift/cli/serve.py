@@ -11,7 +11,7 @@ from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError, MissingExtraError
 from latent_shift.core.shapes import check_at_least
 
-from ._listen import allowed_hosts, listen, run
+from ._listen import allowed_hosts, allowed_origins, listen, run
 
 if TYPE_CHECKING:
     from latent_shift.server import Engine
@@ -23,7 +23,7 @@ def serve(
     folder: Annotated[Path, typer.Option(help="Where jobs and results are kept.")] = Path("latent-shift-server"),
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
     preset: Annotated[
-        str | None, typer.Option(help="Instead of a model: paper, paper-vdm, tiny or tiny-vdm, with random weights.")
+        str | None, typer.Option(help="Random weights instead of a model: paper, small, tiny, or these with -vdm.")
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="The model distilled to 4 steps without guidance; quick, and less exact.")
@@ -64,6 +64,7 @@ def serve(
         raise InputError("--fast", fast, "be given with a model and no preset")
     try:
         from latent_shift.server import ServerSettings, create_app
+        from latent_shift.server.store import Store
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
 
@@ -78,11 +79,12 @@ def serve(
         "keep_days": keep_days,
         "keep_bytes": keep_gb * 1e9 // 1,
         "api_keys": _read_keys(api_keys),
-        "allowed_origins": tuple(allow_origin or ()),
+        "allowed_origins": allowed_origins(allow_origin or []),
         "allowed_hosts": allowed_hosts(host, allow_host or []),
     }
     parse_config(ServerSettings, limits)  # what is wrong is said before the model is loaded
     with listen(host, port) as listener:
+        Store(folder).close()  # so is what is wrong with the folder
         engine = _load(model, preset, fast, device, dtype, max_batch)
         limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
         limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
@@ -101,17 +103,25 @@ def _load(model: str, preset: str | None, fast: bool, device: str, dtype: str, m
     devices = device.split(",")
     pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype, fast) for at in devices]
     scheduler, _ = find_scheduler(None, fast)
-    name = preset or Path(model).absolute().name
+    name = preset or _name(Path(model).absolute())
     return LocalEngine(f"{name}-fast" if fast else name, pipelines, max_batch, scheduler)
+
+
+def _name(folder: Path) -> str:
+    """What clients call a model: its folder, or the run that made it, of which every model is in `model`."""
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _read_keys(path: Path | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        keys = frozenset(path.read_text(encoding="utf-8").split())
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("--api-keys", str(path), "be a text file that can be read") from error
+    keys = frozenset(line.strip() for line in lines if line.strip())
+    if any(len(key.split()) > 1 for key in keys):
+        raise InputError("--api-keys", str(path), "hold a key a line, without spaces in it")
     if not keys:
         raise InputError("--api-keys", str(path), "hold at least one key")
     return keys

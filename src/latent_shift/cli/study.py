@@ -57,7 +57,7 @@ def create(
     from ._progress import progress_bars
     from ._study_clips import SheetWriter, read_prompt
 
-    asked = load_config(StudySettings, settings, changes or [])
+    asked = load_config(StudySettings, settings, changes or [], "--settings")
     named = _named(systems)
     with progress_bars() as show:
         sources = {name: find_sources(place, read_prompt) for name, place in named.items()}
@@ -137,12 +137,13 @@ def report(
 
 
 def _named(systems: list[str]) -> dict[str, Path]:
-    """Folders by system; a name is given, or the folder's own."""
+    """Folders by system; a name is given, or the folder's own, which may hold an equals sign."""
     named: dict[str, Path] = {}
     for system in systems:
         name, equals, place = system.partition("=")
-        path = Path(place) if equals else Path(system)
-        name = (name if equals else path.absolute().name).strip()
+        is_named = equals and not Path(system).is_dir()
+        path = Path(place if is_named else system)
+        name = (name if is_named else path.absolute().name).strip()
         if not name or name in named:
             raise InputError("systems", system, "have a name of its own, as name=folder")
         named[name] = path

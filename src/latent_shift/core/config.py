@@ -22,18 +22,19 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:
+def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = (), argument: str = "recipe") -> C:
     """Reads a TOML file into `cls`, with `a.b=value` overrides applied on top.
 
     Args:
         cls: the configuration class.
         path: a TOML file; None for the overrides alone.
         overrides: `key.subkey=value`; the value is read as TOML, and as a plain string where that fails.
+        argument: what names the file, for messages.
 
     Raises:
         InputError: the file cannot be read, a key is unknown (with the nearest known one) or a value is wrong.
     """
-    tree = {} if path is None else _read_toml(Path(path))
+    tree = {} if path is None else _read_toml(Path(path), argument)
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(cls, tree)
@@ -59,13 +60,13 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
         raise InputError(key, value, f"be valid ({message})") from error
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, argument: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("recipe", str(path), "be a TOML file that can be read") from error
+        raise InputError(argument, str(path), "be a TOML file that can be read") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError("recipe", str(path), f"be valid TOML ({error})") from error
+        raise InputError(argument, str(path), f"be valid TOML ({error})") from error
 
 
 def _dotted(tree: Any, place: Sequence[int | str]) -> str:

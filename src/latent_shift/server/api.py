@@ -100,6 +100,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     _add_videos(app, jobs, store, settings)
     _add_service(app, jobs, settings, metrics)
     _add_page(app)
+    app.state.end_streams = jobs.end_streams
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -259,7 +260,7 @@ def _add_page(app: FastAPI) -> None:
     def add(route: str, name: str) -> None:
         @app.api_route(route, methods=["GET", "HEAD"], include_in_schema=False)
         def get_page() -> FileResponse:
-            return FileResponse(f"{folder}/{name}", headers={"Cache-Control": "no-cache"})
+            return FileResponse(f"{folder}/{name}")
 
     for route, name in _PAGES.items():
         add(route, name)
@@ -277,7 +278,8 @@ def _owner_of(settings: ServerSettings) -> Any:
         for known, name in owners.items():
             if hmac.compare_digest(known, digest):
                 return name
-        raise HTTPException(401, "a valid API key must be given: Authorization: Bearer KEY")
+        message = "a valid API key must be given: Authorization: Bearer KEY"
+        raise HTTPException(401, message, headers={"WWW-Authenticate": "Bearer"})
 
     return owner
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -11,27 +10,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from latent_shift.core.web import host_name, is_foreign, strict_headers
+
 from .metrics import Metrics
 from .schemas import error_body
 from .settings import ServerSettings
 
-_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-}
+_HEADERS = strict_headers("img-src 'self' blob: data:; media-src 'self' blob:")
 
 
 class Guard:
-    """Refuses foreign hosts, foreign pages and large bodies; adds headers; counts.
-
-    A web page of another site can make a browser post forms to this server, and by a trick with its DNS even read the
-    answers (DNS rebinding). The first shows in `Origin`, the second in `Host`.
-    """
+    """Refuses foreign hosts, foreign pages (`core.web`) and large bodies; adds headers; counts."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
@@ -47,7 +36,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-cache")
                 self._count(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
@@ -64,11 +55,9 @@ class Guard:
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         hosts = self._settings.allowed_hosts
-        if hosts is not None and _name(host) not in hosts:
+        if hosts is not None and host_name(host) not in hosts:
             return _refuse(403, "this server does not answer to this Host", "host_not_allowed")
-        origin = headers.get("origin")
-        own = origin is None or origin.partition("://")[2] == host or origin in self._settings.allowed_origins
-        if method not in ("GET", "HEAD", "OPTIONS") and not own:
+        if is_foreign(method, host, headers.get("origin"), self._settings.allowed_origins):
             return _refuse(403, "pages of other sites may not call this server", "origin_not_allowed")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 15:
@@ -100,12 +89,6 @@ class Guard:
 
 class BodyTooLargeError(Exception):
     """More of a body came than is allowed."""
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without port and brackets; empty where it is none."""
-    match = _HOST.fullmatch(host.lower())
-    return match["name"].strip("[]").rstrip(".") if match else ""
 
 
 def _refuse(status: int, message: str, code: str) -> JSONResponse:

@@ -59,6 +59,7 @@ class Jobs:
         self._created: dict[str, deque[float]] = defaultdict(deque)
         self._finished: deque[float] = deque(maxlen=_RECENT)
         self._unstored: list[Event] = []
+        self._streams_end = False
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         metrics.queued.set_function(lambda: store.count("queued"))
@@ -97,6 +98,8 @@ class Jobs:
         try:
             job = self._store.create(owner, request, self._settings.max_queue, most)
         except QueueFullError as error:
+            if limited:
+                self._created[owner].pop()  # what was refused is not counted
             raise BusyError(str(error), self._seconds_for_one()) from error
         accepted = self._snapshot(job)
         self.engine.submit(job.id, request, self._store.folder(job.id))
@@ -130,14 +133,14 @@ class Jobs:
     async def watch(self, job_id: str, owner: str) -> AsyncIterator[Snapshot | None]:
         """The job now and after every change, until it ends; None now and then, while nothing changes.
 
-        A slow reader misses what lay between, never the end.
+        A slow reader misses what lay between, never the end. See `end_streams`, too.
         """
         changed = asyncio.Event()
         self._watchers[job_id].add(changed)
         try:
             while (now := await asyncio.to_thread(self.find, job_id, owner)) is not None:
                 yield now
-                if now.job.status not in UNFINISHED:
+                if now.job.status not in UNFINISHED or self._streams_end:
                     return
                 while not await _is_set(changed):
                     yield None
@@ -146,6 +149,11 @@ class Jobs:
             self._watchers[job_id].discard(changed)
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
+
+    def end_streams(self) -> None:
+        """Ends all that watch: a server that stops would wait for them."""
+        self._streams_end = True
+        self._wake()
 
     def _go_on(self) -> None:
         """Gives the engine what an earlier server left. Another model would make other clips than were asked for."""
@@ -200,7 +208,7 @@ class Jobs:
             self._forget(job_id)
         elif isinstance(event, Failed) and self._store.fail(job_id, event.message):
             self._ended(job_id, "failed")
-        self._wake(job_id)
+        self._wake(None if isinstance(event, Started) else job_id)
 
     def _is_unfinished(self, job_id: str) -> bool:
         job = self._store.get(job_id)
@@ -218,12 +226,16 @@ class Jobs:
             self._metrics.wait_seconds.observe(job.started_at - job.created_at)
             self._metrics.clip_seconds.observe(job.finished_at - job.started_at)
             self._finished.append(time.monotonic())
-        self._wake(job_id)
+        self._wake()
 
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, job_id: str | None = None) -> None:
+        """Wakes those who watch a job; without one all, since the place of every job in the queue may have changed."""
+
         def wake() -> None:
-            for changed in self._watchers.get(job_id, ()):
-                changed.set()
+            for watched, watchers in self._watchers.items():
+                if job_id in (None, watched):
+                    for changed in watchers:
+                        changed.set()
 
         assert self._loop is not None
         if not self._loop.is_closed():

@@ -18,7 +18,6 @@ from .settings import ServerSettings
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps."""
 
-Scheduler = Literal["dpm++", "unipc", "ddim", "euler", "ddpm"]
 _STATUS: dict[str, Literal["queued", "in_progress", "completed"]] = {
     "queued": "queued",
     "running": "in_progress",
@@ -59,8 +58,8 @@ class VideoRequest(_Schema):
     """Denoising steps."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     """Guidance; 1 or less turns it off."""
-    scheduler: Scheduler | None = None
-    """Solver of the denoising."""
+    scheduler: str | None = None
+    """Solver of the denoising, one of the model's `schedulers`."""
     loop: bool = False
     """A seamless loop (circular shift)."""
 
@@ -215,7 +214,9 @@ def resolve_request(request: VideoRequest, facts: ModelFacts, settings: ServerSe
         raise InputError("prompt", request.prompt, "have a word")
     if request.model not in (None, facts.name):
         raise InputError("model", request.model, f"be {facts.name}, the model of this server")
-    scheduler = request.scheduler or facts.scheduler
+    scheduler = facts.scheduler if request.scheduler is None else request.scheduler
+    if scheduler not in facts.schedulers:
+        raise InputError("scheduler", scheduler, f"be one of {', '.join(facts.schedulers)}")
     steps = facts.schedulers[scheduler] if request.steps is None else request.steps
     fps = facts.fps if request.fps is None else request.fps
     frames = _frames(request, facts, fps)

@@ -38,5 +38,5 @@ class ServerSettings(Config):
     """Width and height in pixels."""
     keep_days: float = Field(default=30, gt=0)
     """Finished jobs and their results are removed when they are older."""
-    keep_bytes: int = Field(default=10 * 1024**3, ge=0)
+    keep_bytes: int = Field(default=10 * 1024**3, ge=1)
     """The oldest results are removed where all together are larger."""

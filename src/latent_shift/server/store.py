@@ -6,6 +6,7 @@ it starts from, so of two that race one wins and the other is told so.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import sqlite3
@@ -25,7 +26,10 @@ UNFINISHED = ("queued", "running")
 
 _VERSION = 1
 _MOST_CRASHES = 3
+_RESULT = re.compile(r"\.?video_[0-9a-f]{32}(\..*)?")
+"""Names of results, and of what a kill left half written (`core.files.atomic_path`)."""
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -44,6 +48,7 @@ CREATE INDEX jobs_of_status ON jobs (status, number);
 CREATE INDEX jobs_of_owner ON jobs (owner, number);
 CREATE INDEX jobs_by_end ON jobs (finished_at);
 PRAGMA user_version = {_VERSION};
+COMMIT;
 """
 
 
@@ -225,7 +230,7 @@ class Store:
         """Puts in order what a killed server left, and gives the jobs to do, the oldest first.
 
         A job whose result is whole is completed; one that was running is queued again, unless it was running at three
-        kills: then it is the likely reason and fails. Results of no job are removed.
+        kills: then it is the likely reason and fails. Results of no job are removed, and nothing else.
         """
         with self._lock:
             for job in self._select("status IN ('queued', 'running')"):
@@ -239,7 +244,7 @@ class Store:
                     self._change(job.id, ("running",), status="queued", crashes=job.crashes + 1)
             kept = {job.id for job in self._select("status = 'completed'")}
             for folder in self._results.iterdir():
-                if folder.name not in kept:
+                if folder.name not in kept and _RESULT.fullmatch(folder.name):
                     shutil.rmtree(folder, ignore_errors=True)
             return self._select("status = 'queued' ORDER BY number")
 

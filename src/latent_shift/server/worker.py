@@ -22,6 +22,7 @@ from latent_shift.core.files import atomic_path
 from latent_shift.media import write_video
 from latent_shift.pipelines import SCHEDULERS, LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
 from latent_shift.pipelines.generation import clip_settings, size_factor, to_uint8
+from latent_shift.pipelines.schedulers import FAST_SCHEDULER
 
 from .engine import VARIANTS, ClipRequest, Event, Failed, Finished, ModelFacts, Progress, Started
 
@@ -149,7 +150,7 @@ class LocalEngine:
             return []
         except Exception as error:
             undone = [work for work in undone if not work.cancelled]
-            if len(undone) > 1:
+            if len(batch) > 1:
                 return undone
             _log.exception("a clip could not be made")
             for work in undone:
@@ -300,6 +301,7 @@ def _write(
 
 def _facts(name: str, pipeline: LatentShiftPipeline, scheduler: str) -> ModelFacts:
     height, width = pipeline.resolve_size()
+    offered = [FAST_SCHEDULER] if pipeline.is_fast else SCHEDULERS
     return ModelFacts(
         name=name,
         num_frames=pipeline.config.default_frames,
@@ -308,7 +310,7 @@ def _facts(name: str, pipeline: LatentShiftPipeline, scheduler: str) -> ModelFac
         size_factor=size_factor(pipeline),
         guidance_scale=pipeline.config.default_guidance_scale,
         fps=pipeline.config.fps,
-        schedulers={key: steps for key, (_, steps, _) in SCHEDULERS.items()},
+        schedulers={key: SCHEDULERS[key][1] for key in offered},
         scheduler=scheduler,
         max_steps=pipeline.scheduler.config.num_train_timesteps,
         loops=pipeline.unet.default_boundary == "circular",

@@ -1,7 +1,6 @@
 """The routes of `latent-shift study serve`. Each validates, asks the store, and returns a schema."""
 
 import contextlib
-import re
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Annotated, Literal
@@ -16,12 +15,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latent_shift.core.errors import InputError
+from latent_shift.core.web import host_name, is_foreign, strict_headers
 
 from .records import Clip, ClipFacts, Shown, Side, State, Status
 from .store import ConflictError, Store, UnknownItemError, UnknownRaterError
 
 _MAX_BODY_BYTES = 16 * 1024
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
 _PAGE = {
     "/": "index.html",
     "/app.js": "app.js",
@@ -29,14 +28,7 @@ _PAGE = {
     "/style.css": "style.css",
     "/icon.svg": "icon.svg",
 }
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-}
+_HEADERS = strict_headers("img-src 'self'")
 
 Position = Annotated[int, Path(ge=1, le=1_000_000)]
 """Counts what one rater was shown."""
@@ -237,7 +229,8 @@ def _answer_errors(app: FastAPI) -> None:
     """Every refusal is `{"error": "one line"}`."""
 
     def say(status: int, message: object) -> JSONResponse:
-        return JSONResponse({"error": str(message)}, status)
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+        return JSONResponse({"error": str(message)}, status, headers)
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
@@ -267,11 +260,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 class _Guard:
-    """Refuses foreign hosts, foreign pages and large bodies; adds headers.
-
-    A page of another site can make a browser post to this server, and by a trick with its DNS even read the answers
-    (DNS rebinding). The first shows in `Origin`, the second in `Host`.
-    """
+    """Refuses foreign hosts, foreign pages (`core.web`) and large bodies; adds headers."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None) -> None:
         self._app, self._allowed_hosts = app, allowed_hosts
@@ -303,10 +292,9 @@ class _Guard:
         await app(scope, receive_limited, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> str | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
-        match = _HOST.fullmatch(host.lower())
-        if self._allowed_hosts is not None and (match is None or match[1].strip("[]") not in self._allowed_hosts):
+        host = headers.get("host", "")
+        if self._allowed_hosts is not None and host_name(host) not in self._allowed_hosts:
             return "this server does not answer to this Host; see --allow-host"
-        if method not in ("GET", "HEAD") and origin is not None and origin.partition("://")[2] != host:
+        if is_foreign(method, host, headers.get("origin")):
             return "pages of other sites may not call this server"
         return None

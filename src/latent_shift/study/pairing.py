@@ -103,7 +103,7 @@ def _reason(prompt: str, number: int) -> str:
 
 def _read_table(table: Path) -> list[Source]:
     try:
-        lines = table.read_text(encoding="utf-8").splitlines()
+        lines = table.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} is no text that can be read ({error})") from error
     found = []

@@ -106,7 +106,7 @@ class Report(Config):
     min_attention: float
     """Asked for by whoever reads the report, beside what the study asks for."""
     rejected: int
-    """Raters who finished and do not count, because they failed the study's attention checks."""
+    """Raters who finished, or left, and do not count, because they failed the study's attention checks."""
     comparisons: tuple[ComparisonResult, ...]
     pairs: tuple[PairResult, ...]
     raters: tuple[RaterResult, ...]
@@ -124,7 +124,7 @@ def read_report(store: Store, min_attention: float = 0.0) -> Report:
     votes = store.votes()
     attention = _attention(everything, votes)
     rejected = {rater.id for rater in store.raters() if rater.rejected}
-    left_out = rejected | {rater for rater, (passed, met) in attention.items() if passed < min_attention * met}
+    left_out = rejected | {rater for rater, (passed, met) in attention.items() if passed / met < min_attention}
     by_pair: dict[int, list[Vote]] = {pair.id: [] for pair in everything.values() if pair.kind == "pair"}
     for vote in votes:
         if vote.pair in by_pair and vote.rater not in left_out:

@@ -129,17 +129,18 @@ class Store:
             if version != _VERSION:
                 raise DataError(f"{path} has version {version}, this program reads version {_VERSION}")
             (settings,) = self._database.execute("SELECT settings FROM study").fetchone()
+            clips = self._read("SELECT * FROM clips")
+            pairs = self._read("SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair'")
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path} is no database of a study ({error})") from error
         self.settings = StudySettings.model_validate_json(settings)
-        self._clips = {row["id"]: _clip(row) for row in self._database.execute("SELECT * FROM clips")}
+        self._clips = {row["id"]: _clip(row) for row in clips}
         self.files = {
             clip.file_name(sheet): folder / CLIPS_FOLDER / clip.file_name(sheet)
             for clip in self._clips.values()
             for sheet in range(clip.num_sheets)
         }
         """The files that raters may see, by the name in their address."""
-        pairs = self._read("SELECT first_clip, second_clip FROM pairs WHERE kind = 'pair'")
         self.quota = min(self.settings.pairs_per_rater, _count_disjoint(pairs))
         """Pairs that one rater is asked about, at most: no clip is shown twice."""
 
@@ -425,7 +426,7 @@ class Store:
         """Notes that the rater has finished, and whether it passed fewer of the checks than the study asks for."""
         database.execute(
             "UPDATE raters SET finished_at = :now, "  # whom others have replaced since stays rejected
-            f"rejected = rejected OR (SELECT coalesce(sum({_PASSED}), 0) < :least * count(*) {_CHECKS_MET}) "
+            f"rejected = rejected OR (SELECT coalesce(total({_PASSED}) / count(*) < :least, 0) {_CHECKS_MET}) "
             "WHERE id = :rater",
             {"now": self._clock(), "least": self.settings.min_attention, "rater": rater},
         )
@@ -435,7 +436,7 @@ class Store:
         database.execute(
             "UPDATE raters SET rejected = 1 WHERE NOT rejected AND finished_at IS NULL "
             "AND NOT EXISTS (SELECT 1 FROM assignments WHERE rater = raters.id AND leased_until > :now) "
-            f"AND (SELECT sum({_PASSED}) < :least * count(*) {_CHECKS_MET})",
+            f"AND (SELECT total({_PASSED}) / count(*) < :least {_CHECKS_MET})",
             {"now": self._clock(), "least": self.settings.min_attention},
         )
 

@@ -2,6 +2,7 @@
 
 let key = sessionStorage.getItem("key") ?? "";
 let askForKey = async () => "";
+let asking = null; // one question for all calls that the old key did not open the door to
 
 export const hasKey = () => key !== "";
 export const onKeyNeeded = (ask) => { askForKey = ask; };
@@ -12,10 +13,11 @@ export function setKey(given) {
 }
 
 async function send(path, options = {}) {
+  const used = key;
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) {
-    setKey(await askForKey());
+    if (used === key) await (asking ??= askForKey().then(setKey).finally(() => { asking = null; }));
     return send(path, options);
   }
   if (answer.ok) return answer;
@@ -105,7 +107,7 @@ async function listen(id, show, signal) {
       if (takesTurns()) break;
     }
   } catch (problem) {
-    if (signal.aborted || problem.status) throw problem;
+    if (signal.aborted || problem.status < 500) throw problem; // others pass: a proxy's, while the server starts again
   } finally {
     streams.delete(stream);
     stream.abort();

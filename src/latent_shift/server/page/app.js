@@ -34,6 +34,7 @@ function fillForm() {
     Object.assign(field("steps"), { value: model.steps, max: model.max_steps });
     Object.assign(field("frames"), { value: model.frames, max: model.max_frames });
     field("guidance_scale").value = model.guidance_scale;
+    field("fps").value = model.fps;
     side.querySelector(".loop").hidden = model.loops;
   }
 }
@@ -71,6 +72,7 @@ function requestOf(side, seed) {
     scheduler: field("scheduler").value,
     size: field("size").value,
     frames: form.elements.mode.value === "image" ? 1 : field("frames").valueAsNumber,
+    fps: field("fps").valueAsNumber,
     loop: field("loop").checked,
   };
   return Object.fromEntries(Object.entries(request).filter(([, value]) => !Number.isNaN(value)));
@@ -84,9 +86,11 @@ function fill(video) {
   if (![...size.options].some((option) => option.value === video.size)) {
     size.append(element("option", { value: video.size, textContent: video.size.replace("x", " × ") }));
   }
-  for (const name of ["seed", "steps", "guidance_scale", "scheduler", "size", ...(video.frames > 1 ? ["frames"] : [])]) {
+  for (const name of ["seed", "steps", "guidance_scale", "scheduler", "size", "fps", ...(video.frames > 1 ? ["frames"] : [])]) {
     sideA.querySelector(`[name=${name}]`).value = video[name];
   }
+  const solver = sideA.querySelector("[name=scheduler]");
+  if (!solver.value) solver.value = model.scheduler; // the clip is another model's
   sideA.querySelector("[name=loop]").checked = video.loop;
   $("viewer").close();
 }

@@ -143,7 +143,8 @@ async function act(action) {
     if (!(error instanceof Refusal)) throw error;
     say(error.message);
     if (error.status === 409 && token) await look().catch(() => {});
-    if (error.status === 0 && state?.status === "wait") timer = setTimeout(() => act(look), POLL_MS);
+    const passes = error.status === 0 || error.status >= 500; // a proxy's, while the server starts again
+    if (passes && state?.status === "wait") timer = setTimeout(() => act(look), POLL_MS);
   } finally {
     busy = false;
   }
