@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from latent_shift import LatentShiftPipeline
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import derive_seed
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import contact_sheet, read_video
@@ -637,6 +638,25 @@ def test_lora_learns_alone_and_is_exported_merged_and_beside(
     base.load_lora_weights(Path(recipe.output) / "lora")
     made = base("a red square", generator=torch.Generator().manual_seed(0), **options).frames
     torch.testing.assert_close(made, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage, tmp_path: Path) -> None:
+    recipe = make_recipe("video", lora={"rank": 2}, steps=2, optimizer={"learning_rate": 0.05})
+    train(recipe)
+    file = Path(recipe.output) / "lora/pytorch_lora_weights.safetensors"
+    network = make_stage("video", lora={"rank": 2, "init": str(file)}).network
+    for name, learned in load_file(file).items():
+        own = network.get_parameter(name.removeprefix("unet.").replace(".weight", ".default.weight"))
+        assert torch.equal(own, learned.float())
+        assert own.requires_grad
+    message = "lora.init must have updates of the layers and the rank of the recipe, got"
+    for other in ({"rank": 3}, {"rank": 2, "target_modules": ["conv1"]}):
+        with pytest.raises(InputError, match=message):
+            make_stage("video", lora={**other, "init": str(file)})
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"damaged.safetensors is no file of LoRA updates that can be read"):
+        make_stage("video", lora={"rank": 2, "init": str(damaged)})
 
 
 @pytest.mark.parametrize("changed", [{"rank": 3}, {"alpha": 1.0}, {"target_modules": ["to_q"]}, {"rank": 0}])

@@ -94,6 +94,7 @@ ELSEWHERE = {
     "model.autoencoder": BEGINNINGS,
     "model.text_encoder": BEGINNINGS,
     "model.init": BEGINNINGS,
+    "lora.init": "test_denoising.py::test_lora_goes_on_from_a_file",
     "distillation.steps": "test_distillation.py::test_a_student_learns_and_is_fast",
     # What makes a run faster or smaller and must not change what it learns:
     "micro_batch_size": "test_trainer.py::test_micro_batches_change_rounding_alone",

@@ -32,7 +32,7 @@ from latent_shift.pipelines.text import logger as text_logger
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
-from .lora import add_lora, save_lora
+from .lora import add_lora, load_lora, save_lora
 from .networks import UNETS, autocast
 from .report import FirstAlone
 from .sharding import full_tensors
@@ -56,6 +56,8 @@ class DenoisingStage:
         if recipe.lora.rank:
             torch.manual_seed(derive_seed(recipe.seed, "lora"))
             add_lora(self.network, recipe.lora)
+            if recipe.lora.init:
+                load_lora(self.network, Path(recipe.lora.init))
         self._forward = torch.compile(self.network) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)

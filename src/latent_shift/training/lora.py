@@ -6,7 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latent_shift.core.errors import InputError, MissingExtraError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 
@@ -27,6 +30,24 @@ def add_lora(unet: VideoUNet, options: LoraConfig) -> None:
     except ValueError as error:
         expected = "name layers of the U-Net (or ends of their names)"
         raise InputError("lora.target_modules", list(options.target_modules), expected) from error
+
+
+def load_lora(unet: VideoUNet, path: Path) -> None:
+    """Sets the updates of `add_lora` to those of a file that `save_lora` wrote.
+
+    Raises:
+        DataError: the file cannot be read.
+        InputError: its updates are of other layers, or of another rank.
+    """
+    try:
+        found = {name.removeprefix("unet."): tensor for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is no file of LoRA updates that can be read ({error})") from error
+    wanted = _peft().get_peft_model_state_dict(unet)
+    shapes, expected = ({name: rows.shape for name, rows in part.items()} for part in (found, wanted))
+    if shapes != expected:
+        raise InputError("lora.init", str(path), "have updates of the layers and the rank of the recipe")
+    _peft().set_peft_model_state_dict(unet, found)
 
 
 def save_lora(unet: VideoUNet, folder: Path) -> None:
