@@ -649,8 +649,8 @@ def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage
         own = network.get_parameter(name.removeprefix("unet.").replace(".weight", ".default.weight"))
         assert torch.equal(own, learned.float())
         assert own.requires_grad
-    message = "lora.init must have updates of the layers and the rank of the recipe, got"
-    for other in ({"rank": 3}, {"rank": 2, "target_modules": ["conv1"]}):
+    message = "lora.init must have updates of the layers, the rank and the alpha of the recipe, got"
+    for other in ({"rank": 3}, {"rank": 2, "alpha": 3.0}, {"rank": 2, "target_modules": ["conv1"]}):
         with pytest.raises(InputError, match=message):
             make_stage("video", lora={**other, "init": str(file)})
     damaged = tmp_path / "damaged.safetensors"

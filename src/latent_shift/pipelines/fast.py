@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -51,16 +52,22 @@ def merge_lora(unet: torch.nn.Module, path: Path) -> None:
     Raises:
         DataError: a layer is not there or has another shape.
     """
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    tensors, scale = read_lora(path)
     layers = sorted({name.removeprefix("unet.").rsplit(".lora_", 1)[0] for name in tensors})
     for layer in layers:
         down, up = (tensors[f"unet.{layer}.lora_{part}.weight"] for part in "AB")
-        scale = settings.get("unet.lora_alpha", len(down)) / len(down)
         try:
-            weight = unet.get_submodule(layer).weight
+            weight: Any = unet.get_submodule(layer).weight
             change = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
         except (AttributeError, RuntimeError) as error:
             raise DataError(f"{path} does not fit the network: {layer} ({error})") from error
         weight += scale * change.to(weight.device, weight.dtype)
+
+
+def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], float]:
+    """Low-rank updates by name, in fp32, and the scale of them all: alpha / rank, 1 where the file names no alpha."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    ranks = [len(tensor) for name, tensor in tensors.items() if ".lora_A." in name]
+    return tensors, settings.get("unet.lora_alpha", ranks[0]) / ranks[0] if ranks else 1.0

@@ -56,7 +56,7 @@ class LoraConfig(Config):
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
     """Ends of the names of the layers that learn. The convolutions are where shifted features meet."""
     init: str = ""
-    """File of updates to go on from, of the same rank and layers; they start from zero where it is empty."""
+    """File of updates to go on from, of the same rank, alpha and layers; they start from zero where it is empty."""
 
 
 class OptimizerConfig(Config):

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.fast import read_lora
 
 from .config import LoraConfig
 
@@ -37,16 +37,17 @@ def load_lora(unet: VideoUNet, path: Path) -> None:
 
     Raises:
         DataError: the file cannot be read.
-        InputError: its updates are of other layers, or of another rank.
+        InputError: its updates are of other layers, or of another rank or alpha.
     """
     try:
-        found = {name.removeprefix("unet."): tensor for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
+        updates, scale = read_lora(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path} is no file of LoRA updates that can be read ({error})") from error
-    wanted = _peft().get_peft_model_state_dict(unet)
+    found = {name.removeprefix("unet."): tensor for name, tensor in updates.items()}
+    wanted, settings = _peft().get_peft_model_state_dict(unet), unet.peft_config["default"]
     shapes, expected = ({name: rows.shape for name, rows in part.items()} for part in (found, wanted))
-    if shapes != expected:
-        raise InputError("lora.init", str(path), "have updates of the layers and the rank of the recipe")
+    if (shapes, scale) != (expected, settings.lora_alpha / settings.r):
+        raise InputError("lora.init", str(path), "have updates of the layers, the rank and the alpha of the recipe")
     _peft().set_peft_model_state_dict(unet, found)
 
 
