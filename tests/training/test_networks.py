@@ -61,5 +61,5 @@ def test_arguments_that_make_no_network_are_one_line(network: Any, arguments: di
 
 def test_an_option_of_the_shift_out_of_range_keeps_its_own_message(make_tree: MakeTree, tmp_path: Any) -> None:
     arguments = make_tree("image", tmp_path)["model"]["arguments"]
-    with pytest.raises(InputError, match="^shift_fold must be at least 2, got 1$"):
+    with pytest.raises(InputError, match="^shift_fold must be a whole number from 2 to 8, the narrowest width, got 1$"):
         make_network(LatentShiftUNet, {**arguments, "shift_fold": 1})
