@@ -90,6 +90,20 @@ def test_a_run_prints_its_recipe_and_where_the_model_is(run: Run, recipe: Path) 
     assert (Path("run") / "done.json").stat().st_mtime_ns == before
 
 
+def test_every_setting_is_printed_with_its_default_and_what_it_means(run: Run) -> None:
+    result = run("train", "--settings")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    keys = {line.partition(" = ")[0] for line in lines if not line.startswith(" ")}
+    assert {"stage", "data.size", "optimizer.max_grad_norm", "preview.seam_frames"} <= keys
+    assert lines[:2] == [
+        "stage = (required)",
+        '    Which part of the paper\'s road this is. Values: "autoencoder", "image", "video".',
+    ]
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        assert line.startswith("    ") or below.startswith("    "), line  # none without a meaning
+
+
 def test_settings_of_the_command_line_win(run: Run, recipe: Path) -> None:
     assert run("train", recipe, "--set", "steps=1", "--set", "output=other run").code == 0
     assert json.loads((Path("other run") / "done.json").read_text())["steps"] == 1

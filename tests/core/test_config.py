@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from latent_shift.core.config import Config, load_config, parse_config, unknown_key
+from latent_shift.core.config import Config, describe_settings, load_config, parse_config, unknown_key
 from latent_shift.core.errors import InputError
 
 
@@ -46,6 +46,27 @@ def message(*overrides: str, recipe: Path) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def test_settings_are_described_with_their_defaults_and_values() -> None:
+    class Table(Config):
+        names: tuple[Literal["a", "b"], ...] = ("a",)
+        """Some names,
+        on two lines."""
+
+    class File(Config):
+        table: Table = Table()
+        output: str
+        """Where to."""
+        limit: int | None = None
+        kind: Literal["image", "video"] = "image"
+
+    assert list(describe_settings(File)) == [
+        ("output = (required)", "Where to."),
+        ("limit = (none)", ""),
+        ('kind = "image"', ' Values: "image", "video".'),
+        ('table.names = ["a"]', 'Some names, on two lines. Values: "a", "b".'),
+    ]
 
 
 def test_a_file_fills_the_model(recipe: Path) -> None:

@@ -31,14 +31,14 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(generate)
-app.command()(train)
-app.command()(convert)
-app.command()(info)
-app.command()(benchmark)
-app.command()(serve)
+app.command(short_help="Train a model; a rerun goes on.")(train)
+app.command(short_help="Image models to video models, and back.")(convert)
+app.command(short_help="Versions, backends, and sizes of models.")(info)
+app.command(short_help="Measure size and speed beside other networks.")(benchmark)
+app.command(short_help="A web page, and an HTTP API.")(serve)
 app.add_typer(data)
 app.add_typer(evaluate)
-app.add_typer(reproduce, name="reproduce")
+app.add_typer(reproduce, name="reproduce", short_help="Test the paper's claims, and what the shift needs.")
 app.add_typer(study)
 
 

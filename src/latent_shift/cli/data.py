@@ -214,6 +214,7 @@ def _report_text(report: SourceReport) -> str:
     lines += [f"  {entry.file}: {entry.reason}" for entry in report.dropped]
     if not report.usable:
         lines.append("nothing is left to train on")
+        lines.append("(clips are cut as --num-frames, --duration, --size and --short say: give what the recipe says)")
     return "\n".join(lines)
 
 

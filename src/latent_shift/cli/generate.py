@@ -31,7 +31,7 @@ def generate(
     prompt_file: Annotated[
         Path | None, typer.Option(help="A text file with a sentence a line, besides the arguments.")
     ] = None,
-    negative: Annotated[str, typer.Option(help="What to lead away from.")] = "",
+    negative: Annotated[str, typer.Option(help="What the clip should not show.")] = "",
     frames: Annotated[
         int | None, typer.Option(help="Frames of a clip; 1 makes an image. [default: the model's]")
     ] = None,
@@ -39,7 +39,7 @@ def generate(
         str | None, typer.Option(help="Pixels: one number, or WIDTHxHEIGHT. [default: the model's]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: 15; the scheduler's, or 4 with --fast]")
+        int | None, typer.Option(help="Denoising steps. [default: the scheduler's (dpm++: 15), or 4 with --fast]")
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 turns guidance off. [default: the model's]")
@@ -59,12 +59,12 @@ def generate(
         ),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="The model distilled to 4 steps without guidance; quick, and less exact.")
+        bool, typer.Option("--fast", help="4 steps without guidance, distilled: a quarter of the time.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Clip number n of a sentence has the seed SEED + n, from n = 0.")] = 0,
     num_videos: Annotated[int, typer.Option(help="Clips for each sentence.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file. [default: the model's]")] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Make a seamless loop (circular shift).")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="A seamless loop; twice the time, and calmer.")] = False,
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
     preset: Annotated[
         str | None, typer.Option(help="Random weights instead of a model: paper, small, tiny, or these with -vdm.")
@@ -126,7 +126,8 @@ def generate(
         clip = _make(pipeline, sentence, clip_seed, place, fps, model, scheduler, options)
         clips.append(clip)
         if not as_json:
-            typer.echo(f"{clip['path']}: {clip['frames']} frames in {clip['seconds']:.1f} s (seed {clip_seed})")
+            frames = f"{clip['frames']} frame" + "s" * (clip["frames"] > 1)
+            typer.echo(f"{clip['path']}: {frames} in {clip['seconds']:.1f} s (seed {clip_seed})")
     if as_json:
         typer.echo(json.dumps({"clips": clips, "load_seconds": round(load_seconds, 3)}, ensure_ascii=False))
 

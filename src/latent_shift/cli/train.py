@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from latent_shift.training import Recipe
 
 
+def _print_settings(wanted: bool) -> bool:
+    if not wanted:
+        return False
+    from latent_shift.core.config import describe_settings
+    from latent_shift.training.config import Recipe
+
+    for setting, meaning in describe_settings(Recipe):
+        typer.echo(f"{setting}\n{textwrap.fill(meaning, 100, initial_indent='    ', subsequent_indent='    ')}")
+    raise typer.Exit
+
+
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, for example recipes/emoji-video.toml.")],
     settings: Annotated[
@@ -22,6 +34,15 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what it needs (JSON), and stop.")
+    ] = False,
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            help="Print every setting of a recipe, its default and what it means, and stop.",
+            callback=_print_settings,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Train a stage of a model; the same command goes on after Ctrl-C or a kill.

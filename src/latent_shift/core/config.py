@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -58,6 +59,29 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
             key = cls.__name__.lower()
             value = {name: item for name, item in value.items() if not isinstance(item, dict)}
         raise InputError(key, value, f"be valid ({message})") from error
+
+
+def describe_settings(cls: type[Config], table: str = "") -> Iterator[tuple[str, str]]:
+    """What may be set in a file of `cls`: `(key = default, what it means)`, table by table, the plain keys first.
+
+    Args:
+        cls: the configuration class.
+        table: the dotted key of the table that it describes.
+    """
+    tables = []
+    for name, field in cls.model_fields.items():
+        key, kind = f"{table}{name}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            tables.append((kind, f"{key}."))
+            continue
+        default = field.get_default(call_default_factory=True)
+        value = "(required)" if field.is_required() else "(none)" if default is None else json.dumps(default)
+        choices = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        allowed = get_args(choices) if get_origin(choices) is Literal else ()
+        meaning = " ".join((field.description or "").split())
+        yield f"{key} = {value}", meaning + (f" Values: {', '.join(map(json.dumps, allowed))}." if allowed else "")
+    for kind, inner in tables:
+        yield from describe_settings(kind, inner)
 
 
 def _read_toml(path: Path, argument: str) -> dict[str, Any]:
