@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from latent_shift.metrics import (
     EXTRACTORS,
     Moments,
     c3d,
+    clip_model,
     extract_features,
     extractors,
     flicker,
@@ -198,7 +200,7 @@ def test_damaged_c3d_files_are_named(c3d_weights: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def clip_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny CLIP with its tokenizer."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -217,7 +219,17 @@ def clip_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     CLIPModel(config).eval().save_pretrained(root / FOLDER)
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_model, "_PATCH_SIZE", 8)
+        patch.setattr(clip_model, "_PROJECTION", 12)
+        yield root
+
+
+def test_another_clip_is_refused(clip_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_model, "_PATCH_SIZE", 32)
+    message = r"is not openai/clip-vit-base-patch32: it has patches of 8 pixels and 12 features, not 32 and 12"
+    with pytest.raises(DataError, match=message):
+        load_extractor("clip", clip_weights)
 
 
 def test_clip_is_transformers_own(clip_weights: Path) -> None:
@@ -245,7 +257,7 @@ def test_long_sentences_are_cut(clip_weights: Path) -> None:
     assert torch.isfinite(ours.texts(["a red square " * 60])).all()
 
 
-@pytest.mark.parametrize("size", [(40, 64), (50, 33), (32, 32), (20, 24)])
+@pytest.mark.parametrize("size", [(40, 64), (50, 33), (32, 32), (20, 24), (98, 147)])
 def test_clips_pixels_are_openais(clip_weights: Path, size: tuple[int, int]) -> None:
     """Pillow's bicubic, the shorter side at 32, the middle, CLIP's mean and deviation."""
     ours: ClipViTB32 = load_extractor("clip", clip_weights)

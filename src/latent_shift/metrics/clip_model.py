@@ -19,6 +19,8 @@ from .extractors import FeatureInfo
 MODEL = "openai/clip-vit-base-patch32"
 FOLDER = "clip-vit-base-patch32"
 TOKENS = 77
+_PATCH_SIZE, _PROJECTION = 32, 512
+"""Of this CLIP; others have the same files."""
 
 _CHUNK = 32
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -38,7 +40,7 @@ class ClipViTB32:
 
         Raises:
             InputError: the folder or a file of it is missing.
-            DataError: a file is damaged.
+            DataError: a file is damaged, or the model is another CLIP.
         """
         from transformers import AutoTokenizer, CLIPModel
 
@@ -64,6 +66,10 @@ class ClipViTB32:
         if found["missing_keys"]:  # transformers would draw them at random
             missing = f"{len(found['missing_keys'])} weights, as {min(found['missing_keys'])}"
             raise DataError(f"{files[0]} is no whole CLIP model: it lacks {missing}")
+        shape = model.config.vision_config.patch_size, model.config.projection_dim
+        if shape != (_PATCH_SIZE, _PROJECTION):
+            has = f"has patches of {shape[0]} pixels and {shape[1]} features, not {_PATCH_SIZE} and {_PROJECTION}"
+            raise DataError(f"{folder} is not {MODEL}: it {has}")
         self._model, self._device = model.float().eval().requires_grad_(False).to(device), device
         self._size: int = model.config.vision_config.image_size
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
@@ -110,8 +116,8 @@ class ClipViTB32:
     def pixels(self, frames: UInt8[Tensor, "n 3 height width"]) -> Float32[Tensor, "n 3 size size"]:
         """OpenAI's preprocessing: resized as Pillow resizes bytes (so on the CPU), cropped, normalised."""
         height, width = frames.shape[-2:]
-        scale = self._size / min(height, width)
-        size = max(self._size, int(height * scale)), max(self._size, int(width * scale))
+        shorter = min(height, width)
+        size = self._size * height // shorter, self._size * width // shorter
         resized = functional.interpolate(frames, size, mode="bicubic", antialias=True, align_corners=False)
         top, left = (size[0] - self._size) // 2, (size[1] - self._size) // 2
         cropped = resized[..., top : top + self._size, left : left + self._size].float() / 255
