@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from latent_shift.benchmark import MODELS, BenchmarkOptions, benchmark, write_report
+from latent_shift.benchmark import MODELS, BenchmarkOptions, benchmark, run, write_report
 from latent_shift.benchmark.memory import peak_memory
 from latent_shift.benchmark.networks import find_benchmark_preset
+from latent_shift.benchmark.report import to_markdown
 from latent_shift.core.errors import InputError, LatentShiftError
+from latent_shift.ops.rates import matrix_size
 
 MEASURED = ("latent_shift", "latent_shift_off", "latent_vdm", "unet2d")
 QUICK = BenchmarkOptions(
@@ -18,7 +21,6 @@ QUICK = BenchmarkOptions(
     rounds=2,
     train_rounds=2,
     clip_rounds=1,
-    memory=False,
     sweep_rounds=1,
     sweep_frames=(2, 4),
     op_rounds=2,
@@ -27,7 +29,14 @@ QUICK = BenchmarkOptions(
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    return benchmark("tiny", QUICK, "cpu", "fp32")
+    def measure(name: str, *_: str) -> int:
+        if name == "latent_vdm":
+            raise LatentShiftError("The peak memory of latent_vdm could not be measured: Killed")
+        return 2**20
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "peak_memory", measure)
+        return benchmark("tiny", QUICK, "cpu", "fp32")
 
 
 def test_every_network_is_there_or_says_why_not(result: dict[str, Any]) -> None:
@@ -39,6 +48,15 @@ def test_every_network_is_there_or_says_why_not(result: dict[str, Any]) -> None:
         assert forward[name]["memory_format"] in ("contiguous", "channels_last")
     for name in set(MODELS) - set(MEASURED):
         assert forward[name] == {"seconds": None, "ratio_to_unet2d": None, "reason": "not asked for"}
+
+
+def test_a_peak_that_cannot_be_measured_costs_nothing_else(result: dict[str, Any]) -> None:
+    peaks = {name: result["forward"][name]["peak_memory_bytes"] for name in MEASURED}
+    assert peaks == {name: None if name == "latent_vdm" else 2**20 for name in MEASURED}
+    reason = "The peak memory of latent_vdm could not be measured: Killed"
+    assert result["forward"]["latent_vdm"]["peak_memory_reason"] == reason
+    assert f"\n\n{reason}.\n" in to_markdown(result)
+    assert to_markdown(result).count("could not be measured") == 1
 
 
 def test_ratios(result: dict[str, Any]) -> None:
@@ -136,6 +154,8 @@ def test_it_says_on_what_and_how(result: dict[str, Any]) -> None:
     assert result["machine"]["threads"] >= 1
     assert result["device"].startswith("cpu: ")
     assert "2 rounds" in " ".join(result["protocol"])
+    assert "the rate of products of 2048 x 2048 matrices" in " ".join(result["protocol"])
+    assert matrix_size(torch.device("cuda")) == 8192
 
 
 def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:

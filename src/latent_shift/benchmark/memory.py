@@ -25,13 +25,17 @@ def peak_memory(model: str, preset: str, device: str, dtype: str, memory_format:
     None elsewhere.
 
     Raises:
-        LatentShiftError: the process failed.
+        LatentShiftError: the process failed or could not be started.
     """
     code = f"from {__name__} import _measure; _measure({[model, preset, device, dtype, memory_format]!r})"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    failed = f"The peak memory of {model} could not be measured"
+    try:
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise LatentShiftError(f"{failed}: no process could be started ({error.strerror})") from error
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise LatentShiftError(f"the peak memory of {model} could not be measured: {lines[-1]}")
+        raise LatentShiftError(f"{failed}: {lines[-1]}")
     peak: int | None = json.loads(result.stdout.splitlines()[-1])
     return peak
 

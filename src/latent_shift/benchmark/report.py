@@ -59,6 +59,7 @@ def to_markdown(result: dict[str, Any], pictures: bool = False) -> str:
     left_out = [f"{MODELS[name]}: {row['reason']}" for name, row in result["forward"].items() if "reason" in row]
     if left_out:
         parts.append(f"Not measured: {'; '.join(left_out)}.")
+    parts += [row["peak_memory_reason"] + "." for row in result["forward"].values() if "peak_memory_reason" in row]
     shift = result["forward"]["latent_shift"]
     if "ratio_to_latent_shift_off" in shift:
         ratio = _spread(shift, "ratio_to_latent_shift_off", "{:.3f}")

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import InputError, LatentShiftError
 from latent_shift.core.shapes import check_at_least
 from latent_shift.models.presets import Preset
-from latent_shift.ops.rates import copy_rate, matrix_rate
+from latent_shift.ops.rates import copy_rate, matrix_rate, matrix_size
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.loading import resolve_device, resolve_dtype
 
@@ -275,7 +275,10 @@ def benchmark(
         ratio = facts.pop("ratio")
         peak = None
         if options.memory and name != "unet2d_compiled":
-            peak = peak_memory(name, preset, str(target), dtype_name, run.formats[name])
+            try:
+                peak = peak_memory(name, preset, str(target), dtype_name, run.formats[name])
+            except LatentShiftError as error:  # no reason to lose what was measured before
+                facts["peak_memory_reason"] = str(error)
         size = count(name, found)
         forward[name] = {
             **spread("seconds", run.seconds[name]),
@@ -298,7 +301,7 @@ def benchmark(
             "clip_steps": clip_steps,
             "sweep_frames": list(options.sweep_frames),
         },
-        "protocol": _protocol(found, options, clip_steps),
+        "protocol": _protocol(found, options, clip_steps, matrix_size(target)),
         "rates": rates,
         "forward": forward,
         "training": run.training,
@@ -326,7 +329,7 @@ def _free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> list[str]:
+def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int, rows: int) -> list[str]:
     """How it was measured, in sentences."""
     side = preset.unet["sample_size"]
     lines = [
@@ -340,8 +343,8 @@ def _protocol(preset: Preset, options: BenchmarkOptions, clip_steps: int) -> lis
         "Seconds are medians, with the least and the largest. A ratio is the median of the ratios within a round. The "
         "plain U-Net is in every group, so it has more rounds.",
         "FLOPs are those of matrix products and convolutions (torch.utils.flop_counter); multiply and add are two. The "
-        "floor of a forward is its FLOPs over the rate of products of 2048 x 2048 matrices in the same dtype, the best "
-        "of six stretches before and after; convolutions by another algorithm (Winograd's) could go below.",
+        f"floor of a forward is its FLOPs over the rate of products of {rows} x {rows} matrices in the same dtype, the "
+        "best of six stretches before and after; convolutions by another algorithm (Winograd's) could go below.",
         "Peak memory: a fresh process builds the network and runs one forward; what torch allocates on CUDA, what the "
         "resident memory grows by on a CPU (Linux).",
     ]

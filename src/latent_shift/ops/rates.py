@@ -15,9 +15,14 @@ _COPIED_BYTES = 2**28
 _STRETCHES, _STRETCH_SECONDS = 3, 0.2
 
 
+def matrix_size(device: torch.device) -> int:
+    """Rows of the square matrices of `matrix_rate`."""
+    return _MATRIX_SIZES.get(device.type, 2048)
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in products of square matrices of 2048 rows (on CUDA 8192): best of three."""
-    size = _MATRIX_SIZES.get(device.type, 2048)
+    """Floating-point operations a second in products of square matrices of `matrix_size` rows: the best of three."""
+    size = matrix_size(device)
     matrix = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 * _times_a_second(lambda: matrix @ matrix)
 
