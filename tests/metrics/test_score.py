@@ -52,6 +52,37 @@ def test_intervals_cover_what_fresh_sets_give(metric: str) -> None:
     assert np.mean(reaches) == pytest.approx(np.std(fresh), rel=0.4)
 
 
+def test_the_interval_of_sets_that_hardly_differ_is_rather_too_wide() -> None:
+    """There the kernel distance's own spread falls faster than that of its resamples."""
+    fresh, reaches = [], []
+    for seed in range(40):
+        result = score_features("kid", INFO, draw(2 * seed, 100), draw(2 * seed + 1, 100))
+        assert result.interval is not None
+        fresh.append(result.value)
+        reaches.append((result.interval[1] - result.interval[0]) / 2 / 1.96)
+    assert 1.2 < np.mean(reaches) / np.std(fresh) < 2.2
+
+
+def test_resamples_are_told() -> None:
+    told: list[tuple[int, int]] = []
+    options = ScoreOptions(resamples=3)
+    score_features("flicker", INFO, draw(0, 4), options=options, progress=lambda *step: told.append(step))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_frechet_distance_says_how_many_clips_a_dimension_has() -> None:
+    result = score_features("fvd", INFO, draw(0, 4), draw(1, 9), options=NO_INTERVAL)
+    assert result.protocol["clips_per_dimension"] == {"real": 3, "generated": 1.33}
+
+
+@pytest.mark.parametrize("metric", ["fvd", "kvd"])
+def test_features_that_are_no_numbers_are_refused(metric: str) -> None:
+    rows = draw(0, 9)
+    rows[3, 0, 1] = np.nan
+    with pytest.raises(InputError, match="must be finite numbers, got 'NaN or infinity'"):
+        score_features(metric, INFO, rows, draw(1, 9))
+
+
 def test_the_kernel_distance_is_over_pairs_of_different_clips() -> None:
     real, generated = draw(0, 9), draw(1, 7, shift=0.5)
     expected = kernel_distance(real[:, 0], generated[:, 0])

@@ -72,8 +72,11 @@ class ClipKernelDistance:
                 out of the mean over pairs across the sets, which they would bias (Gretton et al., 2012, Lemma 6).
 
         Raises:
-            InputError: paired sets of different sizes.
+            InputError: paired sets of different sizes, or a number is not finite.
         """
+        for name, rows in (("real", real), ("generated", generated)):
+            if not np.isfinite(rows).all():
+                raise InputError(name, "NaN or infinity", "be finite numbers")
         if paired and len(real) != len(generated):
             raise InputError("generated", len(generated), f"have {len(real)} clips, as the real set it is paired with")
         sets, self._paired = (real, generated), paired

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from latent_shift.core.errors import InputError
 from latent_shift.core.shapes import check_at_least
 
-from .bootstrap import bootstrap_interval
+from .bootstrap import Resampled, bootstrap_interval
 from .extractors import FeatureInfo
 from .frechet import check_enough, moments_distance
 from .kernel import ClipKernelDistance
@@ -117,6 +117,7 @@ def score_features(
     real: FeatureRows | None = None,
     texts: npt.NDArray[np.float32] | None = None,
     options: ScoreOptions | None = None,
+    progress: Resampled | None = None,
 ) -> MetricResult:
     """A score and its interval, from the features of the network that the metric names.
 
@@ -127,6 +128,7 @@ def score_features(
         real: the same of the real clips, for distances; of other metrics they are scored for comparison.
         texts: `(clips, dimension)`, for `clipsim`.
         options: see `ScoreOptions`.
+        progress: told after each resample how many there were, and of how many.
 
     Raises:
         InputError: the metric is unknown, something that it needs is missing, or there are too few clips.
@@ -148,7 +150,7 @@ def score_features(
         scored = _alone(metric, generated, real, options)
     interval = None
     if options.resamples:
-        interval = bootstrap_interval(scored.value, scored.resample, options.resamples, options.seed)
+        interval = bootstrap_interval(scored.value, scored.resample, options.resamples, options.seed, progress)
     protocol: dict[str, Any] = {
         "generated_clips": len(generated),
         "real_clips": None if real is None else len(real),
@@ -176,7 +178,9 @@ def _frechet(real: FeatureRows, generated: FeatureRows) -> _Scored:
     def resample(rng: np.random.Generator) -> float:
         return moments_distance(*(_moments(rows[_draw(rng, len(rows))]) for rows in sets.values()))
 
-    return _Scored(moments_distance(_moments(real), _moments(generated)), resample, {})
+    per_dimension = {name: round(len(rows) / rows.shape[2], 2) for name, rows in sets.items()}
+    value = moments_distance(_moments(real), _moments(generated))
+    return _Scored(value, resample, {"clips_per_dimension": per_dimension})
 
 
 def _moments(rows: FeatureRows) -> Moments:
