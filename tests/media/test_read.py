@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from latent_shift.core.errors import DataError, InputError
-from latent_shift.media import contact_sheet, probe_video, read_video, write_video
+from latent_shift.media import contact_sheet, probe_video, read_metadata, read_video, write_video
 
 from .conftest import Moving
 from .films import write_film
@@ -35,6 +35,12 @@ def test_every_frame_of_an_animated_image_is_read(tmp_path: Path, moving: Moving
     assert video.fps == pytest.approx(25)
     if name != "foreign.gif":
         np.testing.assert_array_equal(video.frames, frames)
+
+
+@pytest.mark.parametrize("name", [*FILES, "clip"])
+def test_metadata_are_read_alone_as_with_the_frames(tmp_path: Path, moving: Moving, name: str) -> None:
+    write_video(tmp_path / name, moving(4), 8.0, {"prompt": "ein Füchslein"})
+    assert read_metadata(tmp_path / name) == read_video(tmp_path / name).metadata == {"prompt": "ein Füchslein"}
 
 
 def test_one_long_frame_does_not_change_the_rate(tmp_path: Path, moving: Moving) -> None:

@@ -2,7 +2,7 @@
 
 from .clip import VideoInfo, VideoReader, open_video, probe_video, read_clip
 from .output import check_output_path
-from .read import read_video
+from .read import read_metadata, read_video
 from .resize import resize_frames
 from .sampling import even_frame_indices, even_times, loop_frame_indices
 from .sheet import contact_sheet
@@ -22,6 +22,7 @@ __all__ = [
     "open_video",
     "probe_video",
     "read_clip",
+    "read_metadata",
     "read_video",
     "resize_frames",
     "write_video",

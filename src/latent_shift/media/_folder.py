@@ -24,14 +24,7 @@ def read_folder(path: Path) -> Video:
     Raises:
         DataError: the manifest or a frame is missing, broken or of another size.
     """
-    manifest = path / _MANIFEST
-    try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-        count, fps, metadata = int(facts["frames"]), float(facts["fps"]), dict(facts["metadata"])
-    except OSError as error:
-        raise DataError(f"{path} is no video: it has no {_MANIFEST} that can be read") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{manifest} is corrupt ({' '.join(str(error).split())})") from error
+    count, fps, metadata = read_manifest(path)
     files = [path / _name(index) for index in range(count)]
     found = sum(file.is_file() for file in files)
     if found != count or not count:
@@ -40,6 +33,22 @@ def read_folder(path: Path) -> Video:
     if any(frame.shape != frames[0].shape for frame in frames):
         raise DataError(f"{path} has frames of different sizes")
     return Video(np.stack(frames), fps, metadata)
+
+
+def read_manifest(path: Path) -> tuple[int, float, dict[str, str]]:
+    """How many frames the folder at `path` says that it has, how many of them a second, and its metadata.
+
+    Raises:
+        DataError: the manifest is missing or broken.
+    """
+    manifest = path / _MANIFEST
+    try:
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+        return int(facts["frames"]), float(facts["fps"]), dict(facts["metadata"])
+    except OSError as error:
+        raise DataError(f"{path} is no video: it has no {_MANIFEST} that can be read") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{manifest} is corrupt ({' '.join(str(error).split())})") from error
 
 
 def write_folder(path: Path, frames: Frames, fps: float, metadata: Mapping[str, str]) -> None:

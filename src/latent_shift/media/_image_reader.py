@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ._images import check_end, even_durations, frame_count, naming, picture, shown_ms
+from ._images import ROUNDING_MS, check_end, even_durations, frame_count, naming, picture, shown_ms
 from ._reader import ROUNDING_S, VideoInfo, VideoReader
 from .resize import resize_frames
 from .video import Frames
@@ -18,6 +18,8 @@ from .video import Frames
 
 class ImageReader(VideoReader):
     """Whatever Pillow reads. Decodes all frames once for their durations, and keeps those of a clip alone."""
+
+    rounding_s = ROUNDING_MS / 1000
 
     def __init__(self, path: Path) -> None:
         """Opens the file and decodes it to its end.

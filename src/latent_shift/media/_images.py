@@ -24,7 +24,8 @@ _FAILURES = (
     *(OSError, EOFError, ValueError, SyntaxError, IndexError, TypeError, RuntimeError),
     *(struct.error, Image.DecompressionBombError),
 )
-_ROUNDING_MS = 10
+ROUNDING_MS = 10
+"""Times in a GIF are multiples of it."""
 _UNSAID_MS = 100.0
 
 
@@ -47,6 +48,18 @@ def read_image(path: Path) -> Video:
             durations.append(shown_ms(image))
         check_end(path, image.format)
         return Video(np.stack(frames), _rate(durations), _metadata(image))
+
+
+def read_image_metadata(path: Path) -> dict[str, str]:
+    """What `read_image` gives as metadata; of an animation no more than one frame is decoded.
+
+    Raises:
+        DataError: the file is corrupt.
+    """
+    with naming(path), Image.open(path) as image:
+        if image.format == "PNG":
+            image.load()  # text may come after the picture
+        return _metadata(image)
 
 
 @contextlib.contextmanager
@@ -97,7 +110,7 @@ def _rate(durations: Sequence[float]) -> float:
 
 def even_durations(durations: Sequence[float]) -> list[float]:
     """Durations that differ only by rounding become their mean."""
-    even = max(durations) - min(durations) <= _ROUNDING_MS
+    even = max(durations) - min(durations) <= ROUNDING_MS
     return [statistics.fmean(durations)] * len(durations) if even else list(durations)
 
 

@@ -200,11 +200,27 @@ def read_movie(path: Path) -> Video:
         frames = list(container.decode(stream))
         rate = stream.average_rate or stream.guessed_rate
         aspect = _aspect(stream)
-        comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
+        metadata = _metadata(container)
     if not frames or not rate:
         raise DataError(f"{path} has no frames")
     pixels = _stack(path, frames, None, aspect, VideoReformatter())
-    return Video(pixels, float(rate), metadata_from_json("".join(comments[:1])))
+    return Video(pixels, float(rate), metadata)
+
+
+def read_movie_metadata(path: Path) -> dict[str, str]:
+    """What `read_movie` gives as metadata; decodes nothing.
+
+    Raises:
+        DataError: there is no video stream, or the file cannot be opened.
+    """
+    container, _ = _open_movie(path)
+    with container, _naming(path):
+        return _metadata(container)
+
+
+def _metadata(container: InputContainer) -> dict[str, str]:
+    comments = [text for key, text in container.metadata.items() if key.lower() == "comment"]
+    return metadata_from_json("".join(comments[:1]))
 
 
 def _open_movie(path: Path) -> tuple[InputContainer, VideoStream]:

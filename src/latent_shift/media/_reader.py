@@ -44,11 +44,13 @@ class VideoReader(ABC):
         path: the file.
         duration_s: how long it lasts, seconds; 0 for a still image.
         decoded_frames: frames decoded so far, those before a clip's start and between its frames included.
+        rounding_s: the file may say that it lasts so much less than it was made to last, seconds.
     """
 
     path: Path
     duration_s: float
     decoded_frames: int = 0
+    rounding_s: float = ROUNDING_S
 
     def __enter__(self) -> VideoReader:
         """Itself."""

@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 
 from latent_shift.core.errors import DataError, InputError
 
-from ._folder import read_folder
-from ._images import is_image, read_image
-from ._movie_reader import read_movie
+from ._folder import read_folder, read_manifest
+from ._images import is_image, read_image, read_image_metadata
+from ._movie_reader import read_movie, read_movie_metadata
 from ._whole import missing_bytes
 from .video import Video
 
@@ -44,6 +44,20 @@ def read_video(path: str | os.PathLike[str], *, expect_frames: int | None = None
     if expect_frames is not None and len(video.frames) != expect_frames:
         raise DataError(f"{path} has {len(video.frames)} frames, expected {expect_frames}")
     return video
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a video as `read_video` gives them, without its frames.
+
+    Raises:
+        InputError: nothing is there, or it may not be read.
+        DataError: it is empty, truncated or no video. Names the file; damage further inside is not seen.
+    """
+    path = Path(path)
+    kind = media_kind(path)
+    if kind == "folder":
+        return read_manifest(path)[2]
+    return read_image_metadata(path) if kind == "image" else read_movie_metadata(path)
 
 
 def media_kind(path: Path) -> MediaKind:
