@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
 
-from ._collect import CollectedSource, is_media
+from ._collect import CollectedSource, caption_texts, is_media
 
 UCF101_SPLITS = ("all", *(f"{part}{fold}" for fold in ("", 1, 2, 3) for part in ("train", "test")))
 MSRVTT_SPLITS = ("all", "train", "validate", "test")
@@ -72,6 +72,17 @@ def ucf101_root(path: Path) -> Path | None:
     return None
 
 
+def ucf101_classes(path: Path, split: str) -> Counter[str]:
+    """How many clips the official list of a split has of each class of UCF-101, whether they are there or not.
+
+    Raises:
+        InputError: the list is not there.
+    """
+    known = ucf101_sentences()
+    labels = (name.partition("/")[0] for name in _ucf101_list(path, split, "data"))
+    return Counter(label for label in labels if label in known)
+
+
 def _ucf101_list(path: Path, split: str, argument: str) -> list[str]:
     part, fold = split.rstrip("123"), split[-1] if split[-1].isdigit() else "1"
     name = f"{part}list0{fold}.txt"
@@ -96,16 +107,34 @@ def read_msrvtt(path: Path, options: Mapping[str, str], argument: str) -> Collec
     content = _msrvtt_content(table)
     folders = [Path(options["root"])] if "root" in options else [table.parent / name for name in _MSRVTT_FOLDERS]
     files = {file.stem: file for folder in folders if folder.is_dir() for file in folder.iterdir() if is_media(file)}
-    captions: dict[str, list[Any]] = defaultdict(list)
-    for sentence in content["sentences"]:
-        captions[sentence["video_id"]].append(sentence["caption"])
+    captions = _captions(content, split)
     source = CollectedSource("msrvtt", table)
     for video in content["videos"]:
         name = video["video_id"]
-        if split in ("all", video.get("split")):
+        if name in captions:
             metadata = {key: video[key] for key in _MSRVTT_METADATA if key in video}
             source.add(files.get(name, folders[0] / f"{name}.mp4"), captions[name], metadata)
     return source
+
+
+def msrvtt_captions(table: Path, split: str) -> dict[str, list[str]]:
+    """The captions of each video of a split in MSR-VTT's JSON, whether its file is there or not.
+
+    Raises:
+        InputError: there is no such split.
+        DataError: the JSON is damaged. Names it.
+    """
+    return _captions(_msrvtt_content(table), _choose(split, MSRVTT_SPLITS))
+
+
+def _captions(content: Mapping[str, list[dict[str, Any]]], split: str) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {
+        video["video_id"]: [] for video in content["videos"] if split in ("all", video.get("split"))
+    }
+    for sentence in content["sentences"]:
+        if sentence["video_id"] in captions:
+            captions[sentence["video_id"]] += caption_texts(sentence["caption"])
+    return captions
 
 
 def msrvtt_json(path: Path) -> Path | None:

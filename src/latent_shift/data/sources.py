@@ -27,7 +27,15 @@ from typing import Any
 
 from latent_shift.core.errors import InputError
 
-from ._benchmarks import msrvtt_json, read_msrvtt, read_ucf101, ucf101_root, ucf101_sentences
+from ._benchmarks import (
+    msrvtt_captions,
+    msrvtt_json,
+    read_msrvtt,
+    read_ucf101,
+    ucf101_classes,
+    ucf101_root,
+    ucf101_sentences,
+)
 from ._collect import STILL_SUFFIXES, CollectedSource, Selection, Source, files_below, is_media
 from ._tables import TABLE_SUFFIXES, read_files, read_table, read_webvid
 from .records import METADATA_FILE, CaptionedVideoFolder
@@ -40,8 +48,11 @@ __all__ = [
     "Selection",
     "Source",
     "files_below",
+    "find_kind",
     "is_media",
+    "msrvtt_captions",
     "open_source",
+    "ucf101_classes",
     "ucf101_sentences",
 ]
 
@@ -92,6 +103,18 @@ def open_source(spec: str, argument: str = "source") -> Source:
         raise InputError(argument, without_query(spec), f"be readable ({shown}: {error.strerror})") from error
 
 
+def find_kind(folder: str | Path) -> str | None:
+    """Which of `KINDS` a folder is, by the names in it; None where it is no captioned video.
+
+    Raises:
+        InputError: the folder may not be read.
+    """
+    try:
+        return _kind_of_folder(Path(folder))
+    except OSError as error:
+        raise InputError("folder", str(folder), f"be readable ({error.strerror})") from error
+
+
 def _open(spec: str, argument: str) -> Source:
     kind, place, options = _parse(spec, argument)
     if kind is None:
@@ -137,6 +160,18 @@ def _detect(path: Path, argument: str) -> str:
         if suffix == ".json":
             return "msrvtt"
         raise InputError(argument, str(path), f"be a folder, or a {', '.join(TABLE_SUFFIXES)} or .json file")
+    found = _kind_of_folder(path)
+    if found is not None:
+        return found
+    tables = sum(file.suffix.lower() in TABLE_SUFFIXES for file in path.iterdir())
+    looked_for = (
+        f"{METADATA_FILE}; class folders of UCF-101; *videodatainfo*.json; just one {', '.join(TABLE_SUFFIXES)} "
+        f"(it has {tables}); videos or images with a .txt of the same name"
+    )
+    raise InputError(argument, str(path), f"hold captioned video, which is one of: {looked_for}")
+
+
+def _kind_of_folder(path: Path) -> str | None:
     tables = [file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES]
     if (path / METADATA_FILE).is_file():
         return "folder"
@@ -150,11 +185,7 @@ def _detect(path: Path, argument: str) -> str:
         return "webvid" if _is_webvid(tables[0]) else "table"
     if any(is_media(file) and file.with_suffix(".txt").is_file() for file in files_below(path)):
         return "files"
-    looked_for = (
-        f"{METADATA_FILE}; class folders of UCF-101; *videodatainfo*.json; just one {', '.join(TABLE_SUFFIXES)} "
-        f"(it has {len(tables)}); videos or images with a .txt of the same name"
-    )
-    raise InputError(argument, str(path), f"hold captioned video, which is one of: {looked_for}")
+    return None
 
 
 def _is_webvid(table: Path) -> bool:
