@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.evaluation import FolderOptions, evaluate_folder
 from latent_shift.evaluation.folder import DEFAULT_METRICS, default_metrics
 from latent_shift.media import read_video, write_video
 from latent_shift.metrics import METRICS, ScoreOptions, flicker, frame_difference, kernel_distance, load_extractor
+from latent_shift.metrics.clip_model import ClipViTB32
+from latent_shift.metrics.extractors import FeatureInfo
+from latent_shift.metrics.result import MetricResult
 from latent_shift.metrics.stream import extract_features
 
 from .numbered import FRAMES, clip, write_clips
@@ -71,6 +76,31 @@ def test_stills_are_clips_of_one_frame(tmp_path: Path) -> None:
     assert result.protocol["generated_clips"] == 4
     with pytest.raises(DataError, match="is a still image, and clips have 6 frames"):
         evaluate_folder(tmp_path / "generated", None, options(metrics=("flicker",)), device="cpu")
+    with pytest.raises(DataError, match=r"frames in a folder are one clip where .* a video.json beside them says"):
+        evaluate_folder(tmp_path / "generated", None, options(metrics=("flicker",)), device="cpu")
+
+
+def test_a_part_of_a_loop_is_not_asked_whether_it_closes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    angles = np.arange(12) * 2 * np.pi / 12
+    loop = np.zeros((12, 16, 16, 3), np.uint8)
+    loop[:] = (127 + 120 * np.sin(angles)).astype(np.uint8)[:, None, None, None]
+    for number in range(2):
+        write_video(tmp_path / f"{number}.webp", loop, 8.0, lossless=True)
+    whole = evaluate_folder(tmp_path, None, options(frames=12), device="cpu")
+    assert [result.metric for result in whole] == list(DEFAULT_METRICS[2:])
+    assert whole[2].value == 1
+    assert whole[2].protocol["parts_of_files"] == {"generated": 0}
+    assert caplog.text == ""
+    parts = evaluate_folder(tmp_path, None, options(), device="cpu")
+    assert [result.metric for result in parts] == list(DEFAULT_METRICS[2:4])
+    assert "not in loop-seam: 2 of 2 files are longer than 6 frames" in caplog.text
+    named = options(metrics=("flicker", "loop-seam"))
+    with pytest.raises(InputError, match="frames must be as many as the files have for the metric loop-seam.*got 6"):
+        evaluate_folder(tmp_path, None, named, device="cpu")
+    write_video(tmp_path / "short.webp", clip(0), 8.0, lossless=True)
+    (some,) = evaluate_folder(tmp_path, None, options(metrics=("loop-seam",)), device="cpu")
+    assert (some.value, some.protocol["generated_clips"]) == (0, 1)
+    assert some.protocol["parts_of_files"] == {"generated": 2}
 
 
 def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -143,6 +173,35 @@ def test_wrong_wishes_are_refused_before_anything_is_read(
     monkeypatch.setattr("latent_shift.evaluation.clip_files.read_window", lambda *_: pytest.fail("a clip was read"))
     with pytest.raises(InputError, match=message):
         evaluate_folder(folders[0], folders[1] if real else None, options(**changes), device="cpu")
+
+
+def test_the_protocol_of_clipsim_names_the_sentences(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clip(ClipViTB32):
+        """Looks at nothing."""
+
+        def __init__(self) -> None:
+            self.info = FeatureInfo("clip", "frame", 2, "none", "file.pt", "v1", "")
+
+        def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+            return torch.ones(*clips.shape[:2], 2)
+
+        def texts(self, sentences: Sequence[str]) -> torch.Tensor:
+            return torch.ones(len(sentences), 2)
+
+    monkeypatch.setattr("latent_shift.evaluation.folder.load_extractor", lambda *_: Clip())
+
+    def score(folder: Path) -> MetricResult:
+        (result,) = evaluate_folder(folder, None, options(metrics=("clipsim",)), device="cpu")
+        return result
+
+    other = Path(shutil.copytree(folders[0], tmp_path / "other"))
+    assert score(other).protocol_hash == score(folders[0]).protocol_hash
+    for number in range(3):
+        (other / f"clip{number:02}.txt").write_text(f"another {number}")
+    assert score(other).protocol_hash != score(folders[0]).protocol_hash
+    assert len(score(other).protocol["captions_sha256"]) == 12
 
 
 def test_folders_without_clips_are_refused(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.seeding import hash_fraction
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.identity import file_key
-from latent_shift.data.sources import files_below, is_media, open_source
-from latent_shift.media import Frames, open_video, read_video
+from latent_shift.data.records import METADATA_FILE
+from latent_shift.data.sources import files_below, find_kind, is_media, open_source
+from latent_shift.media import Frames, open_video, probe_video, read_metadata
 
 from .samples import Progress
 
@@ -29,7 +30,11 @@ logger = logging.getLogger(__name__)
 _MAX_BAD_SHARE = 0.1
 _SHOWN_REASONS = 3
 _ROUNDING_S = 1e-3
-"""A file may be so much shorter than a clip: containers round times."""
+"""Containers round times."""
+_FRAMES_HINT = (
+    "frames in a folder are one clip where they are frame_0000.png, frame_0001.png, ... and a video.json beside them "
+    'says {"fps": 8, "frames": 16, "metadata": {}}'
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,6 +71,18 @@ class ClipFiles(NamedTuple):
     paths: list[Path]
 
 
+class CutClip(NamedTuple):
+    """What was cut out of a file.
+
+    Attributes:
+        frames: `(frames, height, width, 3)`, uint8.
+        is_whole: whether that is all of the file, so that its last frame is the file's.
+    """
+
+    frames: Frames
+    is_whole: bool
+
+
 def list_clips(folder: str | Path, argument: str) -> list[Path]:
     """The videos, images, and folders of PNG frames with a `video.json` below a folder, in the order of their names.
 
@@ -97,19 +114,26 @@ def _is_hidden(path: Path) -> bool:
 def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
     """The sentence of each file: as `data` reads captioned folders, or else the prompt that the file itself holds.
 
-    A file that is damaged or may not be read has none, and is no error here: whoever scores it leaves it out.
+    A file that is damaged or may not be read has none, and is no error here: whoever scores it leaves it out. Where a
+    captioned folder has no sentence for some files that hold their own, a warning says how many.
 
     Raises:
-        InputError: a file has neither. Names it.
+        InputError: a file has neither, which names it, or the folder's table has not the columns of one.
+        DataError: the folder's table is damaged.
     """
-    try:
+    captions, kind = {}, find_kind(folder)
+    if kind is not None:
         captions = {record.path.resolve(): record.caption for record in open_source(str(folder), "generated")}
-    except InputError:  # no captioned folder
-        captions = {}
     found: dict[Path, str] = {}
+    own = 0
     for path in files:
+        caption = captions.get(path.resolve())
         try:
-            caption = captions.get(path.resolve()) or read_video(path).metadata.get("prompt")
+            if not caption:
+                caption = read_metadata(path).get("prompt")
+                own += bool(caption)
+            if not caption:
+                probe_video(path)  # raises where there is no video
         except (DataError, InputError):
             continue
         if not caption:
@@ -118,11 +142,16 @@ def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:
             )
             raise InputError("generated", str(folder), expected)
         found[path] = caption
+    if kind is not None and own:
+        logger.warning(
+            "of the captions of %s, %d are from its %s and %d are the prompts that files hold",
+            *(folder, len(found) - own, {"folder": METADATA_FILE, "files": ".txt files"}.get(kind or "", "table"), own),
+        )
     return found
 
 
-def read_window(path: Path, window: ClipWindow) -> Frames:
-    """The frames of a file that are scored, `(frames, height, width, 3)`, uint8.
+def read_window(path: Path, window: ClipWindow) -> CutClip:
+    """The frames of a file that are scored.
 
     Raises:
         InputError: nothing is there, or it may not be read.
@@ -130,20 +159,21 @@ def read_window(path: Path, window: ClipWindow) -> Frames:
     """
     with open_video(path) as video:
         if window.frames == 1 and video.is_still:
-            return video.clip(0, 0, 1, window.size)
+            return CutClip(video.clip(0, 0, 1, window.size), is_whole=True)
         if video.is_still:
             raise DataError(f"{path} is a still image, and clips have {window.frames} frames")
         rate = window.fps or video.info().fps
         window_s = window.frames / rate
         spare_s = video.duration_s - window_s
-        if spare_s < -_ROUNDING_S:
-            raise DataError(f"{path} lasts {video.duration_s:.2f} s, less than the clip's {window_s:.2f} s")
+        if spare_s < -video.rounding_s:
+            raise DataError(f"{path} lasts {video.duration_s:.3f} s, less than the clip's {window_s:.3f} s")
         moment = hash_fraction("window", window.seed, path.name)
         if window.fps:
             start_s = max(0.0, spare_s) * moment
         else:  # a clip starts with a frame, one of those that leave room for it
             start_s = int((int((spare_s + _ROUNDING_S) * rate) + 1) * moment) / rate
-        return video.clip(start_s, min(window_s, video.duration_s - start_s), window.frames, window.size)
+        frames = video.clip(start_s, min(window_s, video.duration_s - start_s), window.frames, window.size)
+        return CutClip(frames, is_whole=spare_s < 0.5 / rate)
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[Future[R]]:
@@ -174,6 +204,7 @@ class ClipReader:
 
     Attributes:
         used: the files whose clips were given.
+        whole: of each of them, whether the clip was all of it.
         sizes: how many of them are of which size, "WIDTHxHEIGHT".
     """
 
@@ -199,6 +230,7 @@ class ClipReader:
         self._name, self._files, self._window = name, files, window
         self._threads, self._ahead, self._progress = threads, ahead, progress
         self.used: list[Path] = []
+        self.whole: list[bool] = []
         self.sizes: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Frames]:
@@ -214,13 +246,14 @@ class ClipReader:
             if self._progress:
                 self._progress(f"{self._name} clips", done, len(paths))
             try:
-                clip = future.result()
+                clip, is_whole = future.result()
             except (DataError, InputError) as error:
                 logger.warning("left out: %s", error)
                 bad.append(str(error))
                 self._check(bad)
                 continue
             self.used.append(path)
+            self.whole.append(is_whole)
             self.sizes["{2}x{1}".format(*clip.shape)] += 1
             yield clip
         if self._progress:
@@ -231,10 +264,23 @@ class ClipReader:
         if len(bad) > _MAX_BAD_SHARE * len(paths):
             shown = "; ".join(bad[:_SHOWN_REASONS])
             count = f"{len(bad)} of {len(paths)} clips of {place} cannot be used"
+            if self._window.frames > 1 and any(path.suffix.lower() == ".png" and path.is_file() for path in paths):
+                shown += f" ({_FRAMES_HINT})"
             raise DataError(f"{count}, more than {_MAX_BAD_SHARE:.0%}: {shown}")
 
 
 def hash_files(paths: Sequence[Path]) -> str:
     """Names a set of files, wherever they are, by their names and samples of their bytes."""
-    text = "\n".join(f"{path.name} {file_key(min(path.iterdir()) if path.is_dir() else path)}" for path in paths)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return _hash("\n".join(f"{path.name} {_key(path)}" for path in paths))[:12]
+
+
+def _key(path: Path) -> str:
+    """Of a file its size and samples of its bytes; of a folder of frames, those of all that is not hidden in it."""
+    if not path.is_dir():
+        return file_key(path)
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    return _hash("\n".join(f"{file.name} {file_key(file)}" for file in files))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -6,8 +6,12 @@ Files are decoded by a few threads while the networks compute, and only features
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +32,13 @@ from latent_shift.pipelines.loading import resolve_device
 from .clip_files import ClipFiles, ClipReader, ClipWindow, hash_files, list_clips, read_captions
 from .samples import Progress
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_METRICS = ("lite0-frames-kd", "lite0-clips-kd", "frame-difference", "flicker", "loop-seam")
 """What needs no download."""
 _OF_IMAGES = DEFAULT_METRICS[:1]
+_OF_WHOLE_FILES = "loop-seam"
+"""A clip out of a longer file ends where the file does not."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class FolderOptions:
     """What is cut out of the files, and how it is scored.
 
     Attributes:
-        metrics: keys of `latent_shift.metrics.METRICS`.
+        metrics: keys of `latent_shift.metrics.METRICS`; None: those of `default_metrics` that the files suit.
         frames: of a clip.
         fps: frames a second of the clips; None takes neighbouring frames of each file, whatever its rate.
         size: height and width in pixels, to which frames are scaled and cropped when they are read; None: as they are.
@@ -49,7 +57,7 @@ class FolderOptions:
         score: from features to scores.
     """
 
-    metrics: tuple[str, ...] = DEFAULT_METRICS
+    metrics: tuple[str, ...] | None = None
     frames: int = 16
     fps: float | None = None
     size: int | None = None
@@ -115,7 +123,7 @@ def evaluate_folder(
 
     Raises:
         InputError: an option, a folder or a caption is missing or wrong, a weight file is missing, or there are too few
-            clips for a metric.
+            clips for a metric, or none that is a whole file for `loop-seam`.
         DataError: more than a tenth of a folder cannot be used, or a weight file is damaged.
     """
     scorer = ClipScorer(options or FolderOptions(), weights, device, has_real=real is not None)
@@ -145,9 +153,10 @@ class ClipScorer:
             InputError: a metric is unknown or needs real clips, or a weight file is missing.
             DataError: a weight file is damaged.
         """
-        check_metrics(options.metrics, has_real=has_real)
         self._options = options
-        self._networks = _networks(options, Path(weights), resolve_device(device))
+        self._metrics = options.metrics or default_metrics(options.frames, has_real=has_real)
+        check_metrics(self._metrics, has_real=has_real)
+        self._networks = _networks(self._metrics, options, Path(weights), resolve_device(device))
 
     def check_counts(self, **counts: int) -> None:
         """Refuses too few clips before anything has worked for nothing.
@@ -158,7 +167,7 @@ class ClipScorer:
         Raises:
             InputError: too few for a metric.
         """
-        for metric in self._options.metrics:
+        for metric in self._metrics:
             info = self._networks[_pass_of(metric)].extractor.info
             for name, count in counts.items():
                 if METRICS[metric].statistic == "frechet":
@@ -183,14 +192,15 @@ class ClipScorer:
             A result for each metric, in the order of the options.
 
         Raises:
-            InputError: a caption is missing, or there are too few clips for a metric.
+            InputError: a caption is missing, there are too few clips for a metric, or `loop-seam` was asked for and no
+                clip is a whole file.
             DataError: more than a tenth of the files cannot be used.
         """
         options, networks = self._options, self._networks
         sets = {"generated": generated} | ({} if real is None else {"real": real})
         files = {name: clips._replace(paths=_limited(clips.paths, options)) for name, clips in sets.items()}
         self.check_counts(**{name: len(clips.paths) for name, clips in files.items()})
-        if "clipsim" in options.metrics and captions is None:
+        if "clipsim" in self._metrics and captions is None:
             captions = read_captions(generated.place, files["generated"].paths)
         features: dict[str, dict[str, FeatureRows]] = {}
         ahead = options.batch_size + options.threads
@@ -202,40 +212,65 @@ class ClipScorer:
             features[name] = extract_together(networks, reader, options.batch_size)
         used = {name: reader.used for name, reader in readers.items()}
         facts = _clip_facts(options, readers, sum(len(clips.paths) for clips in files.values()))
-        texts = None
-        if captions is not None and "clipsim" in options.metrics:
+        texts, sentences = None, []
+        if captions is not None and "clipsim" in self._metrics:
             clip = networks["clipsim"].extractor
             assert isinstance(clip, ClipViTB32)
             unknown = [path for path in used["generated"] if path not in captions]
             if unknown:
                 raise DataError(f"{unknown[0]} is damaged: its caption cannot be read, though its first frames can")
-            texts = clip.texts([captions[path] for path in used["generated"]]).numpy()
+            sentences = [captions[path] for path in used["generated"]]
+            texts = clip.texts(sentences).numpy()
 
         results = []
-        for metric in options.metrics:
+        for metric in self._metrics:
             if progress:
-                progress(f"score: {metric}", 0, None)
+                progress(f"score: {metric}", 0, options.score.resamples or None)
             key = _pass_of(metric)
+            own: dict[str, object] = {}
+            rows = {name: found[key] for name, found in features.items()}
+            if metric == "clipsim":
+                rows.pop("real", None)
+                own = {"captions_sha256": _hash_sentences(sentences)}
+            if metric == _OF_WHOLE_FILES:
+                own = {"parts_of_files": {name: reader.whole.count(False) for name, reader in readers.items()}}
+                rows = {name: one[np.array(readers[name].whole, dtype=bool)] for name, one in rows.items()}
+                if not self._can_close(len(rows["generated"]), readers["generated"]):
+                    continue
             result = score_features(
                 metric,
                 networks[key].extractor.info,
-                features["generated"][key],
-                features["real"][key] if "real" in features and metric != "clipsim" else None,
+                rows["generated"],
+                rows["real"] if len(rows.get("real", ())) else None,
                 texts if metric == "clipsim" else None,
                 options.score,
+                partial(progress, f"score: {metric}") if progress else None,
             )
-            results.append(dataclasses.replace(result, protocol=facts | result.protocol))
+            results.append(dataclasses.replace(result, protocol=facts | own | result.protocol))
         return results
 
+    def _can_close(self, whole: int, reader: ClipReader) -> bool:
+        """Whether there are whole files for `loop-seam`; says how many are none."""
+        parts = len(reader.used) - whole
+        if not whole and self._options.metrics is not None:
+            expected = f"be as many as the files have for the metric {_OF_WHOLE_FILES}: all {parts} of them are longer"
+            raise InputError("frames", self._options.frames, expected)
+        if parts:
+            what = f"{parts} of {parts + whole} files are longer than {self._options.frames} frames"
+            logger.warning("not in %s: %s, and a part of a loop does not close", _OF_WHOLE_FILES, what)
+        return whole > 0
 
-def _networks(options: FolderOptions, weights: Path, device: torch.device) -> dict[str, FramesFor]:
+
+def _networks(
+    metrics: tuple[str, ...], options: FolderOptions, weights: Path, device: torch.device
+) -> dict[str, FramesFor]:
     """The networks that the metrics need, each loaded once, by the name of their pass over the clips."""
     loaded = {
         name: load_extractor(name, weights, device)
-        for name in dict.fromkeys(METRICS[metric].features for metric in options.metrics)
+        for name in dict.fromkeys(METRICS[metric].features for metric in metrics)
     }
     passes = {}
-    for metric in options.metrics:
+    for metric in metrics:
         extractor = loaded[METRICS[metric].features]
         extractor.info.check_frames(options.frames)
         images = extractor.info.unit == "frame" and metric != "clipsim"
@@ -246,6 +281,11 @@ def _networks(options: FolderOptions, weights: Path, device: torch.device) -> di
 def _pass_of(metric: str) -> str:
     """`clipsim` takes all frames, other scores of frames only some of them."""
     return metric if metric == "clipsim" else METRICS[metric].features
+
+
+def _hash_sentences(sentences: list[str]) -> str:
+    """Names a set of sentences, whatever the files are called that show them."""
+    return hashlib.sha256(json.dumps(sorted(sentences)).encode()).hexdigest()[:12]
 
 
 def _limited(paths: list[Path], options: FolderOptions) -> list[Path]:
