@@ -116,12 +116,26 @@ def test_protocols_get_their_options(run: Run, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(evaluation, "evaluate_protocol", evaluate)
     own = ("--captions", "one") if name == "msrvtt" else ("--samples", "8")
-    flags = ("--model", "m", "--part", "2/8", "--steps", "7", "--metric", "flicker", "--seed", "5", *own)
+    flags = (
+        "--model",
+        "m",
+        "--part",
+        "2/8",
+        "--steps",
+        "7",
+        "--metric",
+        "flicker",
+        "--seed",
+        "5",
+        "--resamples",
+        "7",
+        *own,
+    )
     result = run("evaluate", name, "data", *flags)
     assert result.out.splitlines()[0] == "clips-1: 3 of 8 clips (steps=7)"
     (data, _, seed), (protocol, model, output, options, *_) = seen
     assert (data, seed, protocol, model, str(output)) == ("data", 5, asked, "m", "runs/evaluation")
-    assert options == evaluation.ProtocolOptions(steps=7, part=(2, 8), metrics=("flicker",))
+    assert options == evaluation.ProtocolOptions(steps=7, part=(2, 8), metrics=("flicker",), resamples=7)
     assert json.loads(run("evaluate", name, "data", *flags, "--json").out) == {
         "folder": "clips-1",
         "made": 3,
@@ -136,9 +150,13 @@ def test_a_protocol_takes_a_model_or_clips(run: Run, refused: Refused, monkeypat
     one = "--model must be given, or --clips, one of the two, got"
     assert refused("evaluate", "ucf101", "data") == f"{one} None"
     assert refused("evaluate", "ucf101", "data", "--model", "m", "--clips", "c") == f"{one} 'm'"
-    alone = "--clips must be given without --part, --scheduler, --steps, --guidance, --batch-size and --dtype, got 'c'"
-    assert refused("evaluate", "ucf101", "data", "--clips", "c", "--steps", "7") == alone
-    assert refused("evaluate", "ucf101", "data", "--clips", "c", "--dtype", "fp16") == alone
+    for name, flags in {
+        "ucf101": (("--steps", "7"), ("--dtype", "fp16"), ("--seed", "3"), ("--samples", "9"), ("--output", "o")),
+        "msrvtt": (("--scheduler", "ddpm"), ("--captions", "one"), ("--part", "1/2"), ("--batch-size", "2")),
+    }.items():
+        for flag in flags:
+            expected = f"--clips must be given without {flag[0]}: its clips are there, got 'c'"
+            assert refused("evaluate", name, "data", "--clips", "c", *flag) == expected
     seen: list[Any] = []
 
     def score(*arguments: Any) -> protocols.Evaluated:
@@ -146,9 +164,9 @@ def test_a_protocol_takes_a_model_or_clips(run: Run, refused: Refused, monkeypat
         return protocols.Evaluated(Path("c"), {}, 3, 8, [])
 
     monkeypatch.setattr(evaluation, "score_protocol", score)
-    result = run("evaluate", "ucf101", "data", "--clips", "c", "--metric", "flicker")
+    result = run("evaluate", "ucf101", "data", "--clips", "c", "--metric", "flicker", "--resamples", "9")
     assert result.out.splitlines()[0] == "c: 3 of 8 clips"
-    assert (seen[0][1], seen[0][2]) == (Path("c"), ("flicker",))
+    assert (seen[0][1], seen[0][2], seen[0][-1]) == (Path("c"), ("flicker",), 9)
 
 
 def test_a_part_that_is_none_is_refused(refused: Refused) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.data import ucf101_sentences
 from latent_shift.evaluation import ProtocolOptions, evaluate_protocol, msrvtt, samples, score_protocol, ucf101
 from latent_shift.evaluation.protocols import Protocol
@@ -64,9 +66,9 @@ def evaluate(protocol: Protocol, road: Path, output: Path, **changes: Any) -> An
 def test_msrvtt_asks_for_every_caption_of_the_test_split(msrvtt_data: Path) -> None:
     protocol = msrvtt(str(msrvtt_data))
     assert [request.prompt for request in protocol.requests] == [
-        f"a thing video{video} {word}" for video in (1, 2, 3, 4) for word in "xyz"
+        f"a thing video{video} {word}" for video in (1, 2, 3, 4, 5) for word in "xyz"
     ]
-    assert len({request.seed for request in protocol.requests}) == 12
+    assert len({request.seed for request in protocol.requests}) == 15
     assert [path.name for path in protocol.real] == [f"video{video}.mp4" for video in (1, 2, 3, 4)]
     assert protocol.facts == {"captions": "all", "missing_videos": 1}
     assert protocol.metrics == ("fid", "fid-clip", "clipsim")
@@ -76,13 +78,49 @@ def test_one_caption_of_each_video_is_drawn_with_the_seed(msrvtt_data: Path) -> 
     everything = set(msrvtt(str(msrvtt_data)).requests)
     drawn = msrvtt(str(msrvtt_data), "one").requests
     assert set(drawn) < everything  # the same clips: both profiles share them
-    assert [request.prompt.split()[2] for request in drawn] == [f"video{video}" for video in (1, 2, 3, 4)]
+    assert [request.prompt.split()[2] for request in drawn] == [f"video{video}" for video in (1, 2, 3, 4, 5)]
     assert drawn == msrvtt(f"msrvtt:{msrvtt_data}", "one").requests
     words = {tuple(one.prompt[-1] for one in msrvtt(str(msrvtt_data), "one", seed).requests) for seed in range(8)}
     assert len(words) > 2
     first, other = (msrvtt(str(msrvtt_data), seed=seed).requests[0] for seed in (0, 1))
     assert first.seed != other.seed
     assert first.file_name != other.file_name
+
+
+def test_what_is_asked_for_does_not_depend_on_the_videos_that_are_there(
+    msrvtt_data: Path, ucf101_data: Path, road: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "alone").mkdir()
+    shutil.copy(msrvtt_data / "test_videodatainfo.json", tmp_path / "alone")
+    for captions in ("all", "one"):
+        whole, alone = (msrvtt(str(folder), captions) for folder in (msrvtt_data, tmp_path / "alone"))
+        assert alone.requests == whole.requests
+        assert (len(whole.real), alone.real) == (4, [])
+    made = evaluate(alone, road, tmp_path / "clips", part=(2, 5))
+    assert (made.made, made.wanted) == (1, 5)
+    with pytest.raises(InputError, match="data must hold the real ones for the metric lite0-frames-kd, got 'no video"):
+        evaluate(alone, road, tmp_path / "clips")
+    (done,) = evaluate(alone, road, tmp_path / "clips", metrics=("flicker",)).results
+    assert (done.protocol["generated_clips"], done.real_value) == (5, None)
+    some = Path(shutil.copytree(ucf101_data, tmp_path / "ucf"))
+    for path in sorted((some / "UCF-101/Archery").iterdir())[1:]:
+        path.unlink()
+    whole, fewer = (ucf101(str(folder), samples=20) for folder in (ucf101_data, some))
+    assert fewer.requests == whole.requests
+    assert (len(fewer.real), len(whole.real)) == (5, 10)
+
+
+def test_clips_of_no_numbers_are_not_kept(msrvtt_data: Path, road: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(road / "video/model", tmp_path / "model"))
+    (file,) = (model / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    save_file({**weights, "conv_out.bias": weights["conv_out.bias"] * float("nan")}, file, {"format": "pt"})
+    protocol, options = msrvtt(str(msrvtt_data), "one"), ProtocolOptions(**OPTIONS, part=(1, 5))
+    with pytest.raises(
+        DataError, match=r"the clip of 'a thing video1 .', seed \d+, is not of finite numbers in float32"
+    ):
+        evaluate_protocol(protocol, str(model), tmp_path / "clips", options, device="cpu", dtype="fp32")
+    assert not list(tmp_path.rglob("*.webp"))
 
 
 def test_ucf101_asks_as_often_as_the_train_split_has_a_class(ucf101_data: Path) -> None:
@@ -118,7 +156,11 @@ def test_a_model_without_a_size_of_its_own_has_its_networks(msrvtt_data: Path, r
         done = evaluate_protocol(protocol, model, tmp_path / "clips", options, device="cpu", dtype="fp32")
         return done.results[0].protocol["sizes"]
 
-    assert sizes("none") == sizes("own") == {side: {f"{size}x{size}": 4} for side in ("generated", "real")}
+    assert (
+        sizes("none")
+        == sizes("own")
+        == {side: {f"{size}x{size}": count} for side, count in (("generated", 5), ("real", 4))}
+    )
     unet = tmp_path / "none/unet/config.json"
     unet.write_text(json.dumps({**json.loads(unet.read_text()), "sample_size": [1, 2]}))
     with pytest.raises(InputError, match="model must make square clips, as real ones are cropped"):
@@ -129,11 +171,11 @@ def test_parts_make_what_one_run_makes(
     msrvtt_data: Path, road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     protocol = msrvtt(str(msrvtt_data), "one")
-    for number, made in ((1, 2), (2, 4)):
+    for number, made in ((1, 3), (2, 5)):
         part = evaluate(protocol, road, tmp_path / "parts", part=(number, 2))
-        assert (part.made, part.wanted, part.results) == (made, 4, [])
+        assert (part.made, part.wanted, part.results) == (made, 5, [])
     whole = evaluate(protocol, road, tmp_path / "whole")
-    assert (whole.made, whole.wanted) == (4, 4)
+    assert (whole.made, whole.wanted) == (5, 5)
     for request in protocol.requests:
         path = whole.folder / request.file_name
         assert path.read_bytes() == (tmp_path / "parts" / whole.folder.name / request.file_name).read_bytes()
@@ -149,7 +191,7 @@ def test_parts_make_what_one_run_makes(
     assert (facts["asked"], facts["captions"], facts["generated_clips"], facts["real_clips"]) == (
         "msrvtt",
         "one",
-        4,
+        5,
         4,
     )
     assert facts["missing_videos"] == 1
@@ -191,6 +233,18 @@ def test_anybodys_clips_are_scored_as_those_of_a_model(
         asked = one.protocol.pop("requests_sha256")  # what theirs were asked for nobody knows
         assert asked
         assert one.protocol == other.protocol
+    (tmp_path / "theirs/0.webp").write_bytes(b"no video")  # the first one
+    for number in range(9):
+        shutil.copy(next((tmp_path / "theirs").rglob("0000-*.webp")), tmp_path / f"theirs/more{number}.webp")
+    more = score_protocol(protocol, tmp_path / "theirs", ("flicker",), device="cpu", resamples=0).results[0]
+    assert (more.protocol["left_out"], more.interval) == (1, None)
+    asked = dataclasses.replace(protocol, facts={"captions": "all", "missing_videos": 1})
+    facts = score_protocol(asked, ours.folder, ("flicker",), device="cpu").results[0].protocol
+    assert ("captions" in facts, facts["missing_videos"]) == (False, 1)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/0.webp").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"none of 1 clips can be read: .*0.webp"):
+        score_protocol(protocol, tmp_path / "damaged", ("flicker",))
     write_video(tmp_path / "stills/0.png", np.zeros((1, 8, 8, 3), np.uint8), 8.0)
     with pytest.raises(InputError, match=r"clips must hold videos; .*0.png is a still image"):
         score_protocol(protocol, tmp_path / "stills", FREE)
@@ -207,7 +261,7 @@ def test_clips_of_another_arithmetic_are_not_made_again_unasked(msrvtt_data: Pat
         InputError, match="dtype must be 'float16', in which .*clips-of-a-gpu was made, or '.*', got 'auto'"
     ):
         evaluate_protocol(protocol, model, tmp_path, options, device="cpu")
-    assert evaluate_protocol(protocol, model, tmp_path, options, device="cpu", dtype="fp32").made == 2
+    assert evaluate_protocol(protocol, model, tmp_path, options, device="cpu", dtype="fp32").made == 3
 
 
 def test_what_is_missing_is_said_before_a_clip_is_made(
@@ -228,6 +282,7 @@ def test_what_is_missing_is_said_before_a_clip_is_made(
         ({"part": (3, 2)}, "part must be NUMBER/OF, the number from 1 to OF, got '3/2'"),
         ({"part": (0, 2)}, "part must be NUMBER/OF"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"resamples": 1}, "resamples must be at least 2"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], named: str) -> None:

@@ -120,14 +120,13 @@ def folder(
       latent-shift evaluate folder clips --real UCF-101 --metric fvd --metric is --fps 25 --size 128 --json
     """
     from latent_shift.evaluation import FolderOptions, evaluate_folder
-    from latent_shift.evaluation.folder import default_metrics
     from latent_shift.metrics import ScoreOptions
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
 
     options = FolderOptions(
-        metrics=tuple(metrics) if metrics else default_metrics(frames, has_real=real is not None),
+        metrics=_as_tuple(metrics),
         frames=frames,
         fps=fps,
         size=size,
@@ -150,6 +149,7 @@ Model = Annotated[str | None, typer.Option(help="A model by name or a folder.", 
 Clips = Annotated[
     Path | None, typer.Option(help="Score this folder of clips, whoever made them, instead of a model's.")
 ]
+_OUTPUT, _SAMPLES = Path("runs/evaluation"), 10_000
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the clips are kept.")]
 Part = Annotated[
     str | None, typer.Option(help="Make only a share of the clips, as 2/8, and score nothing; for several machines.")
@@ -161,6 +161,7 @@ Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", help="A name of docs/metrics.md instead of the protocol's; may be repeated."),
 ]
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 for none.")]
 Weights = Annotated[Path, typer.Option(help="Folder of the weight files that you fetched.")]
 Seed = Annotated[int, typer.Option(help="All clips' seeds follow from it.")]
 BatchSize = Annotated[int, typer.Option(help="Clips made at once.")]
@@ -175,12 +176,13 @@ def msrvtt(
     model: Model = None,
     clips: Clips = None,
     captions: Annotated[str, typer.Option(help="all, as the paper, or one of each video.")] = "all",
-    output: Output = Path("runs/evaluation"),
+    output: Output = _OUTPUT,
     part: Part = None,
     scheduler: Scheduler = "dpm++",
     steps: Steps = None,
     guidance: Guidance = None,
     metrics: Metrics = None,
+    resamples: Resamples = 50,
     weights: Weights = Path("models/metrics"),
     seed: Seed = 0,
     batch_size: BatchSize = 1,
@@ -197,7 +199,10 @@ def msrvtt(
     """
     from latent_shift.evaluation import ProtocolOptions, protocols
 
-    options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
+    part_of = _read_part(part)
+    options = ProtocolOptions(scheduler, steps, guidance, batch_size, part_of, _as_tuple(metrics), resamples)
+    asked = {"--captions": captions != "all", "--seed": seed != 0}
+    _check_clips(clips, options, asked | {"--output": output != _OUTPUT, "--dtype": dtype != "auto"})
     protocol = protocols.msrvtt(data, cast("Any", captions), seed)
     _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)
 
@@ -207,13 +212,14 @@ def ucf101(
     data: Annotated[str, typer.Argument(help="The folder of UCF-101.")],
     model: Model = None,
     clips: Clips = None,
-    samples: Annotated[int, typer.Option(help="Clips to make.")] = 10_000,
-    output: Output = Path("runs/evaluation"),
+    samples: Annotated[int, typer.Option(help="Clips to make.")] = _SAMPLES,
+    output: Output = _OUTPUT,
     part: Part = None,
     scheduler: Scheduler = "dpm++",
     steps: Steps = None,
     guidance: Guidance = None,
     metrics: Metrics = None,
+    resamples: Resamples = 50,
     weights: Weights = Path("models/metrics"),
     seed: Seed = 0,
     batch_size: BatchSize = 1,
@@ -230,7 +236,10 @@ def ucf101(
     """
     from latent_shift.evaluation import ProtocolOptions, protocols
 
-    options = ProtocolOptions(scheduler, steps, guidance, batch_size, _read_part(part), _as_tuple(metrics))
+    part_of = _read_part(part)
+    options = ProtocolOptions(scheduler, steps, guidance, batch_size, part_of, _as_tuple(metrics), resamples)
+    asked = {"--samples": samples != _SAMPLES, "--seed": seed != 0}
+    _check_clips(clips, options, asked | {"--output": output != _OUTPUT, "--dtype": dtype != "auto"})
     protocol = protocols.ucf101(data, samples, seed)
     _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)
 
@@ -246,7 +255,7 @@ def _evaluate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    from latent_shift.evaluation import ProtocolOptions, evaluate_protocol, score_protocol
+    from latent_shift.evaluation import evaluate_protocol, score_protocol
 
     from ._progress import progress_bars
     from ._quiet import quiet_libraries
@@ -256,10 +265,7 @@ def _evaluate(
         if model is not None and clips is None:
             done = evaluate_protocol(protocol, model, output, options, weights, device, dtype, show)
         elif clips is not None and model is None:
-            if options != ProtocolOptions(metrics=options.metrics) or dtype != "auto":
-                expected = "be given without --part, --scheduler, --steps, --guidance, --batch-size and --dtype"
-                raise InputError("--clips", str(clips), expected)
-            done = score_protocol(protocol, clips, options.metrics, weights, device, show)
+            done = score_protocol(protocol, clips, options.metrics, weights, device, show, options.resamples)
         else:
             raise InputError("--model", model, "be given, or --clips, one of the two")
     if as_json:
@@ -271,6 +277,16 @@ def _evaluate(
     made_with = ", ".join(f"{name}={value}" for name, value in done.settings.items())
     typer.echo(f"{done.folder}: {done.made} of {done.wanted} clips" + (f" ({made_with})" if made_with else ""))
     typer.echo("\n".join(map(str, done.results)) or "scores: the same command without --part")
+
+
+def _check_clips(clips: Path | None, options: ProtocolOptions, others: dict[str, bool]) -> None:
+    """Raises `InputError` where options that say how clips are made are given for clips that somebody has made."""
+    given = {"--part": options.part, "--steps": options.steps, "--guidance": options.guidance_scale}
+    changed = {name: value is not None for name, value in given.items()} | others
+    changed |= {"--scheduler": options.scheduler != "dpm++", "--batch-size": options.batch_size != 1}
+    if clips is not None and any(changed.values()):
+        names = ", ".join(name for name, is_changed in changed.items() if is_changed)
+        raise InputError("--clips", str(clips), f"be given without {names}: its clips are there")
 
 
 def _read_part(part: str | None) -> tuple[int, int] | None:

@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import read_json_object
 from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.core.shapes import check_at_least
-from latent_shift.data.sources import Source, open_source, ucf101_sentences
-from latent_shift.media import open_video
+from latent_shift.data.sources import Source, msrvtt_captions, open_source, ucf101_classes, ucf101_sentences
+from latent_shift.media import VideoInfo, open_video
 from latent_shift.metrics.result import MetricResult
+from latent_shift.metrics.score import METRICS, ScoreOptions, check_metrics
 from latent_shift.pipelines import SCHEDULERS, load_pipeline, make_scheduler
 from latent_shift.pipelines.loading import model_folder
 
@@ -43,7 +44,7 @@ class Protocol:
     Attributes:
         name: of the evaluation.
         requests: a clip each.
-        real: files of real clips.
+        real: files of real clips, those that are there; the requests do not depend on them.
         metrics: keys of `latent_shift.metrics.METRICS`, unless others are wanted.
         facts: what else each score is to say of its protocol.
     """
@@ -66,6 +67,7 @@ class ProtocolOptions:
         batch_size: clips made at once.
         part: make only this share of the clips, (number, of how many), counted from 1, and score nothing.
         metrics: instead of the protocol's.
+        resamples: of the bootstrap; 0 for no interval.
     """
 
     scheduler: str = "dpm++"
@@ -74,6 +76,7 @@ class ProtocolOptions:
     batch_size: int = 1
     part: tuple[int, int] | None = None
     metrics: tuple[str, ...] | None = None
+    resamples: int = ScoreOptions.resamples
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
@@ -81,6 +84,7 @@ class ProtocolOptions:
             raise InputError("scheduler", self.scheduler, f"be one of {', '.join(SCHEDULERS)}")
         check_at_least("steps", 1 if self.steps is None else self.steps, 1)
         check_at_least("batch_size", self.batch_size, 1)
+        ScoreOptions(resamples=self.resamples)
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise InputError("part", "{}/{}".format(*self.part), "be NUMBER/OF, the number from 1 to OF")
 
@@ -124,15 +128,14 @@ def msrvtt(data: str, captions: Literal["all", "one"] = "all", seed: int = 0) ->
         raise InputError("captions", captions, "be all or one")
     source = _open(data, "msrvtt", "test")
     requests = []
-    for record in source:
-        chosen = range(len(record.captions))
-        if captions == "one":
-            drawn = int(hash_fraction("msrvtt", seed, record.path.stem) * len(record.captions))
+    for name, sentences in msrvtt_captions(source.path, "test").items():
+        chosen = range(len(sentences))
+        if captions == "one" and sentences:
+            drawn = int(hash_fraction("msrvtt", seed, name) * len(sentences))
             chosen = range(drawn, drawn + 1)
-        requests += [
-            _request("msrvtt", f"{record.path.stem}/{number:02}.webp", record.captions[number], seed)
-            for number in chosen
-        ]
+        requests += [_request("msrvtt", f"{name}/{number:02}.webp", sentences[number], seed) for number in chosen]
+    if not requests:
+        raise InputError("data", data, "have captions of the test split of msrvtt")
     facts = {"captions": captions, "missing_videos": len(source.dropped)}
     return Protocol("msrvtt", requests, [record.path for record in source], MSRVTT_METRICS, facts)
 
@@ -153,7 +156,9 @@ def ucf101(data: str, samples: int = 10_000, seed: int = 0) -> Protocol:
     """
     check_at_least("samples", samples, 1)
     source, sentences = _open(data, "ucf101", "train"), ucf101_sentences()
-    classes = Counter(record.metadata["label"] for record in source)
+    classes = ucf101_classes(source.path, "train")
+    if not classes:
+        raise InputError("data", data, "have a list of the train split of ucf101")
     requests = [
         _request("ucf101", f"{label}/{number:04}.webp", sentences[label], seed)
         for label, count in _apportion(classes, samples).items()
@@ -199,8 +204,9 @@ def evaluate_protocol(
         if height != width:
             raise InputError("model", model, f"make square clips, as real ones are cropped; its are {width} x {height}")
         shape = config.default_frames, config.fps, height
-        scorer = _make_scorer(protocol, options.metrics, *shape, weights, device)
-        scorer.check_counts(generated=len(protocol.requests), real=len(protocol.real))
+        scorer = _make_scorer(protocol, options.metrics, *shape, options.resamples, weights, device)
+        real = {"real": len(protocol.real)} if protocol.real else {}
+        scorer.check_counts(generated=len(protocol.requests), **real)
     pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
     settings = sample_settings(
         pipeline,
@@ -235,11 +241,12 @@ def score_protocol(
     weights: str | Path = "models/metrics",
     device: str = "auto",
     progress: Progress | None = None,
+    resamples: int = ScoreOptions.resamples,
 ) -> Evaluated:
     """Scores anybody's clips as a protocol scores those of a model.
 
-    Size, rate and number of frames are those of the first clip, in the order of names; of longer clips 16 frames are
-    taken, as the paper has. What the clips were asked for is their makers' word.
+    Size, rate and number of frames are those of the first clip that can be read, in the order of names; of longer clips
+    16 frames are taken, as the paper has. What the clips were asked for is their makers' word.
 
     Args:
         protocol: see `msrvtt` and `ucf101`.
@@ -248,20 +255,33 @@ def score_protocol(
         weights: folder of the metrics' weight files.
         device: of the metrics' networks; "auto", or a torch device.
         progress: told how far each part is.
+        resamples: of the bootstrap; 0 for no interval.
 
     Raises:
         InputError: the folder, a metric or a weight file is wrong or missing, or there are too few clips.
         DataError: more than a tenth of the clips cannot be used.
     """
     paths = list_clips(clips, "clips")
-    with open_video(paths[0]) as video:
-        info = video.info()
+    first, info = _first_readable(paths)
     if not info.duration_s:
-        raise InputError("clips", str(clips), f"hold videos; {paths[0]} is a still image")
-    frames = min(_PAPER_FRAMES, round(info.duration_s * info.fps))
-    scorer = _make_scorer(protocol, metrics, frames, info.fps, min(info.width, info.height), weights, device)
-    results = _score(scorer, protocol, ClipFiles(str(clips), paths), None, {}, progress)
+        raise InputError("clips", str(clips), f"hold videos; {first} is a still image")
+    shape = min(_PAPER_FRAMES, round(info.duration_s * info.fps)), info.fps, min(info.width, info.height)
+    scorer = _make_scorer(protocol, metrics, *shape, resamples, weights, device)
+    unasked = dataclasses.replace(protocol, facts={k: v for k, v in protocol.facts.items() if k != "captions"})
+    results = _score(scorer, unasked, ClipFiles(str(clips), paths), None, {}, progress)
     return Evaluated(Path(clips), {}, len(paths), len(paths), results)
+
+
+def _first_readable(paths: list[Path]) -> tuple[Path, VideoInfo]:
+    """What the first file says that can be read; the others are left out, and named, where all are."""
+    errors = []
+    for path in paths:
+        try:
+            with open_video(path) as video:
+                return path, video.info()
+        except (DataError, InputError) as error:
+            errors.append(error)
+    raise DataError(f"none of {len(paths)} clips can be read: {errors[0]}")
 
 
 def _make_scorer(
@@ -270,17 +290,24 @@ def _make_scorer(
     frames: int,
     fps: float,
     size: int,
+    resamples: int,
     weights: str | Path,
     device: str,
 ) -> ClipScorer:
+    names = metrics or protocol.metrics
+    check_metrics(names, has_real=True)
+    for name in names:
+        if METRICS[name].needs_real and not protocol.real:
+            raise InputError("data", f"no video of {protocol.name}", f"hold the real ones for the metric {name}")
     options = FolderOptions(
-        metrics=metrics or protocol.metrics,
+        metrics=names,
         frames=frames,
         fps=fps,
         size=size,
         image_frames=min(_IMAGE_FRAMES, frames),
+        score=ScoreOptions(resamples=resamples),
     )
-    return ClipScorer(options, weights, device, has_real=True)
+    return ClipScorer(options, weights, device, has_real=bool(protocol.real))
 
 
 def _score(
@@ -291,7 +318,8 @@ def _score(
     facts: dict[str, Any],
     progress: Progress | None,
 ) -> list[MetricResult]:
-    scores = scorer.score(clips, ClipFiles(f"real {protocol.name}", protocol.real), captions, progress)
+    real = ClipFiles(f"real {protocol.name}", protocol.real) if protocol.real else None
+    scores = scorer.score(clips, real, captions, progress)
     facts = {"asked": protocol.name, **protocol.facts, **facts}
     return [dataclasses.replace(score, protocol=facts | score.protocol) for score in scores]
 
@@ -310,10 +338,7 @@ def _refuse_other_dtype(store: SampleStore) -> None:
 def _open(data: str, kind: str, split: str) -> Source:
     place = data.removeprefix(f"{kind}:")
     mark = "&" if "?" in place else "?"
-    source = open_source(f"{kind}:{place}{mark}split={split}", "data")
-    if not len(source):
-        raise InputError("data", data, f"have videos of the {split} split of {kind}")
-    return source
+    return open_source(f"{kind}:{place}{mark}split={split}", "data")
 
 
 def _request(protocol: str, file_name: str, prompt: str, seed: int) -> SampleRequest:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from latent_shift.core.errors import DataError
 from latent_shift.core.files import sha256_file, write_json
 from latent_shift.media import Frames, write_video
 from latent_shift.ops import Boundary
@@ -66,7 +67,11 @@ class SampleStore:
         return self.folder / request.file_name
 
     def make_missing(self, requests: Sequence[SampleRequest], what: str, report: Progress) -> list[float]:
-        """Makes the clips that are not there; gives the seconds of each that was made."""
+        """Makes the clips that are not there; gives the seconds of each that was made.
+
+        Raises:
+            DataError: the model gave numbers that are not finite; no clip is written of them.
+        """
         write_json(self.folder / "settings.json", self.settings)
         missing = [request for request in requests if not self.path(request).is_file()]
         seconds: list[float] = []
@@ -94,7 +99,13 @@ class SampleStore:
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
             output_type="np",
         )
-        return (np.asarray(output.frames) * 255).round().astype(np.uint8)
+        frames = np.asarray(output.frames)
+        for request, clip in zip(requests, frames, strict=True):
+            if not np.isfinite(clip).all():  # as bytes they would be black
+                dtype = str(self._pipeline.unet.dtype).removeprefix("torch.")
+                what = f"the clip of {request.prompt!r}, seed {request.seed}, is not of finite numbers in {dtype}"
+                raise DataError(f"{what}; fp32 has more range")
+        return (frames * 255).round().astype(np.uint8)
 
 
 def sample_settings(
