@@ -107,7 +107,6 @@ def ablate(
     pipeline = samples.load(first)
     real = samples.real_features("training", pipeline.config.default_size)
     comparison = Comparison(measured, real, samples.families["training"], options.resamples)
-    subjects = len(samples.subjects["training"][0])
     losses = {name: _late_losses(Path(recipe.output) / name) for name in VARIANTS}
     variants: dict[str, Any] = {}
     for name, variant in VARIANTS.items():
@@ -118,7 +117,9 @@ def ablate(
         if name != first:
             row["loss_gain"] = rounded(_loss_gain(losses[first], losses[name]))
             gains = {key: comparison.gain(Claim("", variant.title, key, name, first)) for key in _COMPARED}
-            row["gains"] = {key: {**rounded(gain), "verdict": verdict(gain, subjects)} for key, gain in gains.items()}
+            row["gains"] = {
+                key: {**rounded(gain), "verdict": verdict(gain, comparison.families)} for key, gain in gains.items()
+            }
         variants[name] = row
     settings = {
         "steps": recipe.steps,
@@ -126,7 +127,7 @@ def ablate(
         "size": pipeline.config.default_size,
         "frames": pipeline.config.default_frames,
         "init": Path(recipe.model.init).name,
-        "subjects": subjects,
+        "subjects": len(samples.subjects["training"][0]),
         "sampling_steps": options.steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),

@@ -106,7 +106,7 @@ def reproduce(
                     "stated": claim.stated,
                 }
                 facts |= {"first": claim.first, "second": claim.second, "gain": rounded(gain)}
-                decided.append(facts | {"verdict": verdict(gain, len(seeds[0]))})
+                decided.append(facts | {"verdict": verdict(gain, comparison.families)})
 
     order = [claim.text for claim in CLAIMS]
     decided.sort(key=lambda facts: order.index(facts["text"]))
