@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import latent_shift
 from latent_shift.core.errors import InputError
@@ -56,6 +58,27 @@ def test_dtypes_on_the_cpu(saved: Path, name: str, dtype: torch.dtype) -> None:
         results.append(one("a red heart", **options).frames)
     assert results[0].dtype == np.float32
     np.testing.assert_allclose(*results, atol={"fp32": 0, "bf16": 0.1, "fp16": 0.02}[name])
+
+
+@pytest.fixture
+def distilled(saved: Path, tmp_path: Path) -> Path:
+    """The tiny model with a distilled difference beside it."""
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"conv_in.lora_A": (2, 4, 3, 3), "conv_in.lora_B": (8, 2, 1, 1)}
+    tensors = {f"unet.{name}.weight": 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    (folder / "fast").mkdir()
+    save_file(tensors, folder / "fast/pytorch_lora_weights.safetensors")
+    return folder
+
+
+def test_the_difference_of_a_fast_model_is_rounded_with_its_weights(distilled: Path) -> None:
+    fast = {name: load_pipeline(str(distilled), "cpu", name, fast=True).unet for name in ("fp32", "bf16")}
+    assert fast["bf16"].dtype == torch.bfloat16
+    for name, tensor in fast["fp32"].state_dict().items():
+        assert torch.equal(fast["bf16"].state_dict()[name], tensor.bfloat16()), name
+    slow = load_pipeline(str(distilled), "cpu", "fp32").unet
+    assert not torch.allclose(fast["fp32"].conv_in.weight, slow.conv_in.weight, atol=1e-3)
 
 
 def test_auto_takes_what_the_processor_is_good_at(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def merge_lora(unet: torch.nn.Module, path: Path) -> None:
             change = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
         except (AttributeError, RuntimeError) as error:
             raise DataError(f"{path} does not fit the network: {layer} ({error})") from error
-        weight += scale * change.to(weight.device, weight.dtype)
+        weight.copy_(weight.float() + scale * change.to(weight.device))  # rounded once
 
 
 def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], float]:

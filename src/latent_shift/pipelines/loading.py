@@ -47,12 +47,14 @@ def load_pipeline(
     target = resolve_device(device)
     unet_dtype = resolve_dtype(dtype, device)
     others = torch.float32 if target.type == "cpu" else unet_dtype
-    dtypes = {"default": others, "unet": unet_dtype}
+    # What is merged into rounded weights is lost in part: where the model is to be fast, they are rounded afterwards.
+    dtypes = {"default": others, "unet": torch.float32 if fast else unet_dtype}
     if unet_dtype == torch.bfloat16:
         dtypes["vae"] = unet_dtype
     pipeline = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=dtypes)
     if fast:
         make_fast(pipeline, folder)
+        pipeline.unet.to(unet_dtype)
     pipeline.to(target)
     lay_out(pipeline)
     return pipeline
