@@ -215,6 +215,15 @@ def test_schedulers_have_names_and_usual_numbers_of_steps(run: Run, model: Path,
     assert read_video("clip.png").metadata["scheduler"] == name
 
 
+def test_a_model_that_was_saved_fast_is_sampled_so(run: Run, model: Path, tmp_path: Path) -> None:
+    pipeline = LatentShiftPipeline.from_pretrained(model, distilled_steps=3, default_guidance_scale=1.0)
+    pipeline.save_pretrained(tmp_path / "fast")
+    arguments = ("generate", PROMPT, "--model", tmp_path / "fast", "--frames", "2", "-o", "clip.png", "--json")
+    (made,) = json.loads(run(*arguments).out)["clips"]
+    assert (made["fast"], made["scheduler"], made["steps"], made["guidance_scale"]) == (True, "ddim-trailing", 3, 1.0)
+    assert "--scheduler must be ddim-trailing where the model is fast" in run(*arguments, "--scheduler", "dpm++").err
+
+
 def test_an_older_file_of_the_name_is_replaced(generate: Generate) -> None:
     first = clip(generate).frames
     assert not (clip(generate, "--seed", "1").frames == first).all()

@@ -16,7 +16,7 @@ import latent_shift
 from latent_shift.core.errors import InputError
 from latent_shift.models.presets import PRESETS
 from latent_shift.ops import Choice
-from latent_shift.pipelines import MODELS, load_pipeline, load_preset
+from latent_shift.pipelines import MODELS, LatentShiftPipeline, load_pipeline, load_preset
 from latent_shift.pipelines.loading import lay_out, model_folder, resolve_device
 
 
@@ -79,6 +79,26 @@ def test_the_difference_of_a_fast_model_is_rounded_with_its_weights(distilled: P
         assert torch.equal(fast["bf16"].state_dict()[name], tensor.bfloat16()), name
     slow = load_pipeline(str(distilled), "cpu", "fp32").unet
     assert not torch.allclose(fast["fp32"].conv_in.weight, slow.conv_in.weight, atol=1e-3)
+
+
+def test_a_fast_model_takes_its_few_steps_and_stays_fast_when_it_is_saved(distilled: Path, tmp_path: Path) -> None:
+    def draw(pipeline: LatentShiftPipeline) -> Any:
+        steps.clear()
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.unet.register_forward_pre_hook(lambda _, inputs: steps.append(len(inputs[0])))
+        return pipeline("a red heart", generator=torch.Generator().manual_seed(0), output_type="np").frames
+
+    steps: list[int] = []
+    fast = load_pipeline(str(distilled), "cpu", "fp32", fast=True)
+    expected = draw(fast)
+    assert steps == [1] * 4
+    fast.save_pretrained(tmp_path / "fast")
+    loaded = load_pipeline(str(tmp_path / "fast"), "cpu", "fp32")
+    assert loaded.is_fast
+    assert np.array_equal(draw(loaded), expected)
+    assert steps == [1] * 4
+    with pytest.raises(InputError, match="fast must be left out: the model is distilled to few steps already"):
+        load_pipeline(str(tmp_path / "fast"), "cpu", "fp32", fast=True)
 
 
 def test_auto_takes_what_the_processor_is_good_at(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
 from latent_shift.pipelines import SCHEDULERS, make_scheduler
+from latent_shift.pipelines.schedulers import usual_steps
 
 PAPER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -148,6 +149,13 @@ def test_data_of_which_the_best_prediction_is_known(name: str, config: dict[str,
         x = scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
     assert x.std().item() == pytest.approx(width, rel=0.08)
     assert x.mean().item() == pytest.approx(0, abs=0.03)
+
+
+def test_the_usual_steps_of_a_scheduler_are_those_of_its_class() -> None:
+    for name, (_, steps, _) in SCHEDULERS.items():
+        usual = usual_steps(make_scheduler(name, PAPER))
+        assert usual == (50 if name == "ddim-trailing" else steps)  # the model says so where it is distilled
+    assert usual_steps(HeunDiscreteScheduler()) == 15
 
 
 def test_an_unknown_name() -> None:

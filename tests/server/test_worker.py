@@ -438,9 +438,8 @@ def test_facts_are_the_models(desk: Desk, pipeline: LatentShiftPipeline) -> None
         make_scheduler(name, pipeline.scheduler.config)
 
 
-def test_a_fast_model_offers_the_solver_that_it_was_trained_for(
-    pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "is_fast", True)
+def test_a_fast_model_offers_the_solver_that_it_was_trained_for() -> None:
+    pipeline = load_preset("tiny", "cpu", "fp32")
+    pipeline.register_to_config(distilled_steps=4)
     facts = LocalEngine("tiny-fast", [pipeline], scheduler="ddim-trailing").facts
     assert (facts.scheduler, facts.schedulers) == ("ddim-trailing", {"ddim-trailing": 4})

@@ -181,11 +181,12 @@ def _load(
     quiet_libraries()
     from latent_shift.pipelines import find_scheduler, load_pipeline, load_preset, make_scheduler
 
-    name, steps = find_scheduler(scheduler, fast, "--scheduler")
+    find_scheduler(scheduler, fast, "--scheduler")
     pipeline = load_preset(preset, device, dtype) if preset else load_pipeline(model, device, dtype, fast)
+    name, steps = find_scheduler(scheduler, pipeline.is_fast, "--scheduler")
     pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(leave=False, desc="denoising", disable=None)
-    return pipeline, name, steps
+    return pipeline, name, pipeline.config.distilled_steps or steps
 
 
 def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]:

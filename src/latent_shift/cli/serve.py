@@ -102,7 +102,7 @@ def _load(model: str, preset: str | None, fast: bool, device: str, dtype: str, m
 
     devices = device.split(",")
     pipelines = [load_preset(preset, at, dtype) if preset else load_pipeline(model, at, dtype, fast) for at in devices]
-    scheduler, _ = find_scheduler(None, fast)
+    scheduler, _ = find_scheduler(None, pipelines[0].is_fast)
     name = preset or _name(Path(model).absolute())
     return LocalEngine(f"{name}-fast" if fast else name, pipelines, max_batch, scheduler)
 

@@ -13,7 +13,7 @@ from latent_shift.core.errors import DataError, InputError
 
 from .components import damaged_files_named
 from .latent_shift import LatentShiftPipeline
-from .schedulers import FAST_SCHEDULER, make_scheduler
+from .schedulers import FAST_SCHEDULER, SCHEDULERS, make_scheduler
 
 FAST_FOLDER = "fast"
 """Its folder in that of the model: a LoRA, as diffusers' `load_lora_weights` reads it."""
@@ -28,16 +28,17 @@ def make_fast(pipeline: LatentShiftPipeline, folder: Path, argument: str = "fast
         argument: what asks for it, for messages.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has none, or is fast already.
         DataError: it is damaged, or of another network.
     """
+    if pipeline.is_fast:
+        raise InputError(argument, True, "be left out: the model is distilled to few steps already")
     path = folder / FAST_FOLDER / "pytorch_lora_weights.safetensors"
     if not path.is_file():
         raise InputError(argument, True, f"be for a model with a distilled difference ({FAST_FOLDER}/{path.name})")
     with damaged_files_named(path.parent):
         merge_lora(pipeline.unet, path)
-    pipeline.is_fast = True
-    pipeline.register_to_config(default_guidance_scale=1.0)
+    pipeline.register_to_config(default_guidance_scale=1.0, distilled_steps=SCHEDULERS[FAST_SCHEDULER][1])
     pipeline.scheduler = make_scheduler(FAST_SCHEDULER, pipeline.scheduler.config)
 
 

@@ -28,7 +28,7 @@ from .folder import FolderPipeline
 from .guidance import guide
 from .looping import seam_weights
 from .noise import correlate_frames, scheduler_step
-from .schedulers import DEFAULT_STEPS
+from .schedulers import usual_steps
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_motion_guidance: `motion_guidance` where it is not given.
         default_noise_correlation: `noise_correlation` where it is not given; the U-Net's of training where None.
         default_seam_frames: `seam_frames` where it is not given.
+        distilled_steps: `num_inference_steps` where it is not given, of a U-Net that is distilled to so many steps;
+            None for all others.
         fps: frames a second that the model was trained at.
 
     Example:
@@ -74,8 +76,6 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    is_fast: bool = False
-    """Whether the U-Net is distilled to few steps (`make_fast`)."""
     guides_in_halves: bool = False
     """Whether guidance takes two calls of the U-Net a step, for half its memory, and not one of twice the batch. Turns
     itself on when a GPU has no memory left."""
@@ -96,6 +96,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
         default_seam_frames: int | None = None,
+        distilled_steps: int | None = None,
         fps: float = 8.0,
     ) -> None:
         super().__init__()
@@ -109,8 +110,14 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
             default_seam_frames=default_seam_frames,
+            distilled_steps=distilled_steps,
             fps=fps,
         )
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the U-Net is distilled to few steps (`make_fast`)."""
+        return self.config.distilled_steps is not None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -138,7 +145,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = DEFAULT_STEPS,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         motion_guidance: float | None = None,
         noise_correlation: float | None = None,
@@ -166,7 +173,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             num_frames: frames of a clip; 1 makes an image, as a one-frame video with the shift on.
             height: in pixels, divisible by the autoencoder's factor times the U-Net's.
             width: as `height`.
-            num_inference_steps: denoising steps; the default is for `"dpm++"` and `"unipc"`, see `SCHEDULERS`.
+            num_inference_steps: denoising steps; the default is the model's where it is distilled to few, else the
+                scheduler's usual number, see `SCHEDULERS`.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
             motion_guidance: how much of guidance acts on what differs between the frames, in [0, 1]: the scale there is
                 1 + `motion_guidance` (s - 1). 1 is the paper; where guidance makes motion too large, less is better.
@@ -201,6 +209,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         share = self.config.default_motion_guidance if motion_guidance is None else motion_guidance
+        if num_inference_steps is None:
+            num_inference_steps = self.config.distilled_steps or usual_steps(self.scheduler)
         if not 0 <= share <= 1:
             raise InputError("motion_guidance", share, "be in [0, 1]")
         generator = list(generator) if isinstance(generator, tuple) else generator

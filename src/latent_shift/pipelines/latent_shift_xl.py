@@ -40,6 +40,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_motion_guidance: see `LatentShiftPipeline`.
         default_noise_correlation: see `LatentShiftPipeline`.
         default_seam_frames: see `LatentShiftPipeline`.
+        distilled_steps: see `LatentShiftPipeline`.
         fps: see `LatentShiftPipeline`.
     """
 
@@ -71,6 +72,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_motion_guidance: float = 1.0,
         default_noise_correlation: float | None = None,
         default_seam_frames: int | None = None,
+        distilled_steps: int | None = None,
         fps: float = 8.0,
     ) -> None:
         DiffusionPipeline.__init__(self)  # and not the parent's: its config would list what is no argument here
@@ -92,6 +94,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             default_motion_guidance=default_motion_guidance,
             default_noise_correlation=default_noise_correlation,
             default_seam_frames=default_seam_frames,
+            distilled_steps=distilled_steps,
             fps=fps,
         )
 

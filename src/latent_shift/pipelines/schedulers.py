@@ -58,6 +58,12 @@ def find_scheduler(name: str | None, fast: bool, argument: str = "scheduler") ->
     return name, SCHEDULERS[name][1]
 
 
+def usual_steps(scheduler: SchedulerMixin) -> int:
+    """The usual number of steps of a scheduler, by its class; `DEFAULT_STEPS` for those that have no name here."""
+    kind = type(scheduler).__name__
+    return next((steps for class_name, steps, _ in SCHEDULERS.values() if class_name == kind), DEFAULT_STEPS)
+
+
 def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """A scheduler for a model trained with the noise schedule of `config`.
 

@@ -310,7 +310,7 @@ def _facts(name: str, pipeline: LatentShiftPipeline, scheduler: str) -> ModelFac
         size_factor=size_factor(pipeline),
         guidance_scale=pipeline.config.default_guidance_scale,
         fps=pipeline.config.fps,
-        schedulers={key: SCHEDULERS[key][1] for key in offered},
+        schedulers={key: pipeline.config.distilled_steps or SCHEDULERS[key][1] for key in offered},
         scheduler=scheduler,
         max_steps=pipeline.scheduler.config.num_train_timesteps,
         loops=pipeline.unet.default_boundary == "circular",
