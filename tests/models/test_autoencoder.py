@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
@@ -203,3 +204,29 @@ def test_sizes_that_are_refused(height: int, width: int, message: str) -> None:
     for call in (autoencoder.encode, autoencoder.initialize_linear, autoencoder):
         with pytest.raises(InputError, match=message):
             call(pictures)
+
+
+@torch.no_grad()
+def test_what_brings_the_weights_is_asked_before_encoding_and_decoding(tmp_path: Path) -> None:
+    class Counter(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return args, kwargs
+
+    autoencoder, pictures = disturb(make_autoencoder()), make_pictures(2)
+    moments = autoencoder.encode(pictures).latent_dist.parameters
+    decoded = autoencoder.decode(moments[:, :5]).sample
+    hook = Counter()
+    add_hook_to_module(autoencoder, hook)
+    autoencoder.encode(pictures)
+    assert hook.calls == 1
+    autoencoder.decode(moments[:, :5])
+    assert hook.calls == 2
+
+    offloaded = disturb(make_autoencoder())
+    options = {"offload_type": "block_level", "num_blocks_per_group": 1, "offload_to_disk_path": str(tmp_path)}
+    offloaded.enable_group_offload(torch.device("cpu"), **options)
+    assert torch.equal(offloaded.encode(pictures).latent_dist.parameters, moments)
+    assert torch.equal(offloaded.decode(moments[:, :5]).sample, decoded)

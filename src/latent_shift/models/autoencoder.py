@@ -15,6 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +57,7 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     config_name = "config.json"
     _supports_gradient_checkpointing = False
+    _group_offload_block_modules = ("linear_encoder", "encoder", "linear_decoder", "decoder")
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -126,6 +128,8 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for name, value in code.items():
             self.get_parameter(name).copy_(value)
 
+    # Pipelines call `encode` and `decode`: without these, offloading brings the weights for `forward` alone.
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
         self, x: Float[Tensor, "batch channels height width"], return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -141,6 +145,7 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(
         self,
         z: Float[Tensor, "batch latent_channels height width"],
