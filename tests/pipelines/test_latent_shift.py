@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import HeunDiscreteScheduler
 from PIL import Image
 from torch import Tensor
@@ -290,6 +291,14 @@ def test_prompt_embeds_instead_of_prompts(pipeline: LatentShiftPipeline) -> None
     assert torch.equal(run(pipeline, None, (0, 1), prompt_embeds=positive, negative_prompt="blue"), expected)
     twice, _ = pipeline.encode_prompt(None, None, 2, positive)
     assert torch.equal(twice, positive[[0, 0, 1, 1]])
+
+
+def test_weights_may_be_elsewhere_until_they_are_needed(pipeline: LatentShiftPipeline) -> None:
+    expected = run(pipeline, output_type="pt")
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        cpu_offload(part, torch.device("cpu"), offload_buffers=True)
+    assert pipeline.text_encoder.device.type == "meta"
+    torch.testing.assert_close(run(pipeline, output_type="pt"), expected)
 
 
 def test_padding_is_hidden_where_the_model_says_so(make_pipeline: MakePipeline) -> None:

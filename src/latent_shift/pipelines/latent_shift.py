@@ -383,7 +383,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     def _encode(self, captions: Sequence[str]) -> Tensor:
         return encode_text(
-            self.tokenizer, self.text_encoder, captions, self.max_prompt_tokens, self.config.mask_padding
+            self.tokenizer,
+            self.text_encoder,
+            captions,
+            self.max_prompt_tokens,
+            self.config.mask_padding,
+            self._execution_device,  # weights that are offloaded are elsewhere
         )
 
     def resolve_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:

@@ -106,7 +106,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
             tokens = tokenize(tokenizer, captions, self.max_prompt_tokens, "max_length")
             with torch.no_grad():
-                output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+                output = encoder(tokens.input_ids.to(self._execution_device), output_hidden_states=True)
             features.append(output.hidden_states[-2])
         return torch.cat(features, dim=-1), output[0]
 

@@ -15,22 +15,28 @@ logger = logging.getLogger(__name__)
 
 
 def encode_text(
-    tokenizer: Any, text_encoder: Any, captions: Sequence[str], max_tokens: int, mask_padding: bool
+    tokenizer: Any,
+    text_encoder: Any,
+    captions: Sequence[str],
+    max_tokens: int,
+    mask_padding: bool,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "captions tokens width"]:
     """Token features of captions, padded to `max_tokens`.
 
     Args:
         tokenizer: a transformers tokenizer.
-        text_encoder: a transformers encoder; runs on its own device, without dropout.
+        text_encoder: a transformers encoder; runs without dropout.
         captions: what to encode; an empty one is the unconditional caption.
         max_tokens: longer captions are cut, with a warning that shows what was lost.
         mask_padding: True hides padding from the encoder and zeroes its features (sentence encoders such as MiniLM);
             False lets padding attend (CLIP, and LDM's BERT, which were trained so).
+        device: where the encoder runs; that of its weights where None.
     """
     # Hidden padding changes nothing, so it is added after the encoder and not before.
     padding = "longest" if mask_padding else "max_length"
     tokens = tokenize(tokenizer, captions, max_tokens, padding)
-    device = text_encoder.device
+    device = device or text_encoder.device
     input_ids = tokens.input_ids.to(device)
     mask = tokens.attention_mask.to(device) if mask_padding else None
     with torch.no_grad():
