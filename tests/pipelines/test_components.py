@@ -149,6 +149,20 @@ def test_a_pooler_is_not_wanted(copy: Path) -> None:
     assert torch.equal(run(LatentShiftPipeline.from_pretrained(copy)), before)
 
 
+def test_a_compiled_model_is_saved_as_what_it_is(pipeline: LatentShiftPipeline, tmp_path: Path) -> None:
+    expected = run(pipeline)
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+    pipeline.save_pretrained(tmp_path / "model")
+    assert torch.equal(run(LatentShiftPipeline.from_pretrained(tmp_path / "model")), expected)
+
+
+def test_a_model_that_is_not_whole_is_not_saved(saved: Path, tmp_path: Path) -> None:
+    loaded = LatentShiftPipeline.from_pretrained(saved, text_encoder=None)
+    with pytest.raises(InputError, match="text_encoder must be there: a model is saved whole, got None"):
+        loaded.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 class TestSavingIsAtomic:
     @pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
     def test_a_failure_leaves_nothing(

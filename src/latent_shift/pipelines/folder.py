@@ -41,10 +41,15 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
         A `LatentShiftUNet` is listed as diffusers' 2-D class, whose keys it has: anyone can load it as an image model.
 
         Raises:
-            InputError: a `ValueError`, if the place cannot be written or holds files that are no saved pipeline.
+            InputError: a `ValueError`, if the place cannot be written or holds files that are no saved pipeline, or a
+                part is None.
         """
         if not kwargs.get("safe_serialization", True):
             raise InputError("safe_serialization", False, "be True: nothing is pickled")
+        parts = {name: getattr(self, name) for name in self.parts}
+        for name, part in parts.items():
+            if part is None:
+                raise InputError(name, None, "be there: a model is saved whole")
         check_replaceable(Path(save_directory), self.parts)
         with atomic_path(save_directory) as temporary:
             super().save_pretrained(temporary, **kwargs)
@@ -53,7 +58,8 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if isinstance(tree, dict) and not _LOADING_FACTS.isdisjoint(tree):
                     write_json(file, {key: value for key, value in tree.items() if key not in _LOADING_FACTS})
             index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
-            index |= {name: index_entry(type(getattr(self, name))) for name in self.parts}
+            # `torch.compile` wraps a network; its files are those of what is inside.
+            index |= {name: index_entry(type(getattr(part, "_orig_mod", part))) for name, part in parts.items()}
             write_json(temporary / "model_index.json", index)
 
     @classmethod
