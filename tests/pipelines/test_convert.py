@@ -271,6 +271,23 @@ def test_nothing_is_unpickled_but_tensors(protocol: str, tmp_path: Path, monkeyp
     pickle.dumps(Evil())  # it is a pickle that would run
 
 
+@pytest.mark.parametrize("size", [0, 1, 20, 250, 300, 400, -10])
+def test_a_checkpoint_that_is_cut_is_one_line(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(100)}}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:size])
+    expected = r"cannot be loaded: \S.*|is not read, it holds more than tensors, or is damaged"
+    with pytest.raises(DataError, match=rf"^{path} ({expected})$"):
+        convert_model(path, tmp_path / "video", "shift")
+
+
+@pytest.mark.parametrize("tree", [[torch.zeros(1)], {1: torch.zeros(1)}, {"state_dict": [torch.zeros(1)]}])
+def test_a_checkpoint_without_names_is_one_line(tree: Any, tmp_path: Path) -> None:
+    torch.save(tree, tmp_path / "model.ckpt")
+    with pytest.raises(DataError, match=r"model\.ckpt cannot be loaded: it holds no tensors by name$"):
+        convert_model(tmp_path / "model.ckpt", tmp_path / "video", "shift")
+
+
 def change(folder: Path, edit: Any) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)

@@ -212,7 +212,7 @@ def read_tensors(path: Path, prefix: str = "", shapes_only: bool = False) -> dic
     Raises:
         DataError: the file is damaged, or holds what is no tensor and no known trainer's record.
     """
-    with damaged_files_named(path):
+    with damaged_files_named(path, Exception):  # of a file that is cut, PyTorch reads on until anything goes wrong
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, it is no dict
@@ -229,7 +229,7 @@ def read_tensors(path: Path, prefix: str = "", shapes_only: bool = False) -> dic
 def _unpickle_tensors(path: Path) -> dict[str, Tensor]:
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError):
+    except Exception:
         named = []  # not a zip file, as before PyTorch 1.6: what it names is found out by reading it
     inert: list[Any] = [(_inert_class(name), name) for name in named if name.startswith(_TRAINERS)]
     try:
@@ -242,9 +242,11 @@ def _unpickle_tensors(path: Path) -> dict[str, Tensor]:
                 tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = [name for name in named if not name.startswith(_TRAINERS)]
-        reason = f"names {', '.join(sorted(refused)[:3])}" if refused else str(error).splitlines()[0]
-        raise DataError(f"{path} is not read, it holds more than tensors: {reason}") from error
-    tree = tree.get("state_dict", tree) if isinstance(tree, dict) else {}
+        reason = f": names {', '.join(sorted(refused)[:3])}" if refused else ", or is damaged"
+        raise DataError(f"{path} is not read, it holds more than tensors{reason}") from error
+    tree = tree.get("state_dict", tree) if isinstance(tree, dict) else tree
+    if not (isinstance(tree, dict) and all(isinstance(name, str) for name in tree)):
+        raise DataError(f"{path} cannot be loaded: it holds no tensors by name")
     return {name: value for name, value in tree.items() if isinstance(value, Tensor)}
 
 

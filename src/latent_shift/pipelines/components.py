@@ -167,13 +167,18 @@ def check_settings(config: Mapping[str, Any], place: str) -> None:
 
 
 @contextlib.contextmanager
-def damaged_files_named(folder: Path) -> Iterator[None]:
-    """Turns what libraries raise on a missing or damaged file into one `DataError` that names it, or the folder."""
+def damaged_files_named(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turns what libraries raise on a missing or damaged file into one `DataError` that names it, or the folder.
+
+    Args:
+        folder: where the files are.
+        others: what else the libraries in question raise then.
+    """
     try:
         yield
     except LatentShiftError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError, *others) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         # PyTorch's first line ends with a colon; what does not fit is the second.
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
