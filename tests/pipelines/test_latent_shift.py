@@ -16,6 +16,7 @@ from torch import Tensor
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
 from latent_shift.pipelines import LatentShiftPipelineOutput, make_scheduler
+from latent_shift.pipelines.latent_shift import latent_statistics
 from latent_shift.pipelines.noise import correlate_frames
 
 from .conftest import MakePipeline, make_kl_vae
@@ -108,6 +109,15 @@ def test_each_frame_is_decoded_alone(make_pipeline: MakePipeline, kind: str) -> 
             raw = clip[None, :, t] * std.view(1, 4, 1, 1) + mean.view(1, 4, 1, 1)
             expected = (pipeline.vae.decode(raw).sample[0] / 2 + 0.5).clamp(0, 1)
             torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
+
+
+def test_latents_are_scaled_by_statistics_and_factor_as_in_diffusers() -> None:
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.0, 2.0, 0.7]}
+    vae = make_kl_vae()  # of scaling_factor 0.5
+    vae.register_to_config(**statistics)
+    mean, std = latent_statistics(vae, torch.device("cpu"))
+    assert mean.flatten().tolist() == pytest.approx(statistics["latents_mean"])
+    assert std.flatten().tolist() == pytest.approx([1.0, 2.0, 4.0, 1.4])
 
 
 def test_chunked_decoding_changes_nothing(pipeline: LatentShiftPipeline) -> None:

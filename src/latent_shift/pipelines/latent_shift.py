@@ -483,10 +483,11 @@ def _clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the raw latents, `(1, channels, 1, 1)`: normalised = (raw - mean) / std.
 
-    Autoencoders without them have mean 0 and standard deviation 1 / scaling_factor (+ shift_factor), as in LDM.
+    As in diffusers: raw = normalised * latents_std / scaling_factor + latents_mean. Autoencoders without the two have
+    standard deviation 1 and mean shift_factor, or 0.
     """
     config = vae.config
     channels = config.latent_channels
-    mean = config.latents_mean or [getattr(config, "shift_factor", None) or 0.0] * channels
-    std = config.latents_std or [1 / config.scaling_factor] * channels
+    mean = getattr(config, "latents_mean", None) or [getattr(config, "shift_factor", None) or 0.0] * channels
+    std = [one / config.scaling_factor for one in getattr(config, "latents_std", None) or [1.0] * channels]
     return tuple(torch.tensor(row, device=device).view(1, -1, 1, 1) for row in (mean, std))  # type: ignore[return-value]
