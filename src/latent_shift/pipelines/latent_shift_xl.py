@@ -32,7 +32,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         tokenizer_2: of the second.
         unet: a `LatentShiftUNet` or a `LatentVDMUNet`.
         scheduler: a diffusers scheduler.
-        force_zeros_for_empty_prompt: whether features of a missing negative prompt are zeros.
+        force_zeros_for_empty_prompt: whether features of a negative prompt that is missing or empty are zeros.
         max_tokens: see `LatentShiftPipeline`.
         default_frames: see `LatentShiftPipeline`.
         default_size: see `LatentShiftPipeline`.
@@ -114,11 +114,16 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         self, captions: Sequence[str], size: tuple[int, int]
     ) -> tuple[Float[Tensor, "captions tokens width"], dict[str, Tensor] | None]:
         """As in `LatentShiftPipeline`; a dropped caption is what sampling has for a missing negative prompt."""
+        features, pooled = self._encode_or_zero(captions)
+        return features, _added_conditions(pooled, size)
+
+    def _encode_or_zero(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As `encode_pooled_prompt`, but zeros for empty captions where the model has it so."""
         features, pooled = self.encode_pooled_prompt(captions)
         if self.config.force_zeros_for_empty_prompt:
             given = torch.tensor([bool(caption) for caption in captions], device=features.device)
             features, pooled = features * given[:, None, None], pooled * given[:, None]
-        return features, _added_conditions(pooled, size)
+        return features, pooled
 
     def _conditions(
         self,
@@ -132,11 +137,11 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         positive, pooled = pair or self.encode_pooled_prompt(prompts)
         pair = _pair("negative_pooled_prompt_embeds", embeds[1], embeds[3])
-        if pair is None and negative_prompt is None and self.config.force_zeros_for_empty_prompt:
-            pair = torch.zeros_like(positive), torch.zeros_like(pooled)
         one = isinstance(negative_prompt, str | None)
         negatives = [str(negative_prompt or "")] * len(positive) if one else list(negative_prompt or ())
-        negative, negative_pooled = pair or self.encode_pooled_prompt(negatives)
+        if pair is None and self.config.force_zeros_for_empty_prompt and not any(negatives):
+            pair = torch.zeros_like(positive), torch.zeros_like(pooled)
+        negative, negative_pooled = pair or self._encode_or_zero(negatives)
         positive, negative = self.encode_prompt(None, None, num_videos_per_prompt, positive, negative)
         rows = torch.cat([negative_pooled, pooled]).to(positive).repeat_interleave(num_videos_per_prompt, dim=0)
         return positive, negative, _added_conditions(rows, size)
@@ -144,9 +149,13 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
     def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
         """Frames of normalised latents, as in `LatentShiftPipeline`."""
         # In fp16 this autoencoder overflows (its config says force_upcast), as in diffusers' own pipeline.
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)
-        return super().decode_latents(latents, chunk_size, output_type)
+        if self.vae.dtype != torch.float16 or not getattr(self.vae.config, "force_upcast", False):
+            return super().decode_latents(latents, chunk_size, output_type)
+        self.vae.to(torch.float32)
+        try:
+            return super().decode_latents(latents, chunk_size, output_type)
+        finally:
+            self.vae.to(torch.float16)
 
 
 def _added_conditions(pooled: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:

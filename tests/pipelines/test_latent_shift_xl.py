@@ -1,0 +1,68 @@
+"""Covers `latent_shift.pipelines.latent_shift_xl`: what differs from `LatentShiftPipeline`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from latent_shift.pipelines import LatentShiftXLPipeline, convert_model
+
+from .pretrained import SIZE, make_pipeline
+
+HEART, HAND = "a red heart", "a waving hand"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sdxl")
+    make_pipeline("sdxl", place / "words").save_pretrained(place / "image")
+    convert_model(place / "image", place / "video", "shift")
+    return place / "video"
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> LatentShiftXLPipeline:
+    loaded = LatentShiftXLPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def run(pipeline: LatentShiftXLPipeline, prompt: Any = HEART, seeds: tuple[int, ...] = (0,), **options: Any) -> Any:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    options = {"num_frames": 2, "num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent", **options}
+    return pipeline(prompt, generator=generators, **options).frames
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_an_empty_negative_prompt_is_a_missing_one(pipeline: LatentShiftXLPipeline, zeros: bool) -> None:
+    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    expected, blue = run(pipeline), run(pipeline, HAND, (1,), negative_prompt="blue")
+    assert torch.equal(run(pipeline, negative_prompt=""), expected)
+    mixed = run(pipeline, [HEART, HAND], (0, 1), negative_prompt=["", "blue"])
+    torch.testing.assert_close(mixed, torch.cat([expected, blue]), rtol=0, atol=1e-4)
+    pipeline.register_to_config(force_zeros_for_empty_prompt=not zeros)
+    assert not torch.allclose(run(pipeline, negative_prompt=""), expected, atol=1e-3)
+
+
+def test_an_autoencoder_of_fp16_is_one_after_decoding(pipeline: LatentShiftXLPipeline) -> None:
+    torch.nn.Module.half(pipeline.vae)
+    assert pipeline.vae.config.force_upcast
+    seen: list[torch.dtype] = []
+    pipeline.vae.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    frames = pipeline.decode_latents(torch.randn(1, 4, 2, SIZE // 4, SIZE // 4))
+    assert frames.shape == (1, 2, SIZE, SIZE, 3)
+    assert (seen, pipeline.vae.dtype) == ([torch.float32], torch.float16)
+    with pytest.raises(RuntimeError):
+        pipeline.decode_latents(torch.randn(1, 3, 2, SIZE // 4, SIZE // 4))
+    assert pipeline.vae.dtype == torch.float16
+
+
+def test_weights_may_be_elsewhere_until_they_are_needed(pipeline: LatentShiftXLPipeline) -> None:
+    expected = run(pipeline, output_type="pt")
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet):
+        cpu_offload(part, torch.device("cpu"), offload_buffers=True)
+    torch.testing.assert_close(run(pipeline, output_type="pt"), expected)
