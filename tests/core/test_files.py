@@ -116,6 +116,38 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("path", ["..", ".", "", "../work", "../..", "missing/.."])
+def test_the_current_folder_and_those_above_it_are_refused(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "secret").touch(0o600)
+    monkeypatch.chdir(tmp_path / "work")
+    expected = "output must be another than the current folder and those above it, got"
+    with pytest.raises(InputError, match=expected), atomic_path(path):
+        raise AssertionError("must not be entered")
+    assert (names(tmp_path), names(tmp_path / "work")) == (["secret", "work"], [])
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_linked_folder_is_replaced_where_it_is_and_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk/model").mkdir(parents=True)
+    (tmp_path / "disk/model/old").touch()
+    (tmp_path / "disk/file").write_text("old")
+    for name in ("model", "file"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    with atomic_path(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "model").is_symlink()
+    assert names(tmp_path / "disk/model") == ["new"]
+    assert not (tmp_path / "file").is_symlink()
+    assert [(tmp_path / place).read_text() for place in ("file", "disk/file")] == ["new", "old"]
+    assert (names(tmp_path), names(tmp_path / "disk")) == (["disk", "file", "model"], ["file", "model"])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows syncs no folders")
 def test_what_must_last_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []

@@ -22,14 +22,19 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
     What is written at the yielded path may be a file or a folder. The yielded path keeps the suffix of `path`.
 
     Args:
-        path: where to.
+        path: where to. Of a link to a folder, that folder is replaced and the link stays; a link to a file is replaced,
+            and the file stays.
         durable: waits until all is on the disk before it is renamed, and then until the name is: `path` is whole after
             a power cut, too. Costs some milliseconds a file.
 
     Raises:
-        InputError: if the folder of `path` cannot be made or written.
+        InputError: if the folder of `path` cannot be made or written, or `path` is the current folder or above it.
     """
     path = Path(path)
+    if os.path.isdir(path) or path.name == "..":
+        if holds_process(path):
+            raise InputError("output", str(path), "be another than the current folder and those above it")
+        path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -53,6 +58,11 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
             raise InputError("output", str(path), f"be a place that can be written ({error.strerror})") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def holds_process(folder: Path) -> bool:
+    """Whether it is the current folder or one above it, which no new one should replace."""
+    return Path.cwd().is_relative_to(os.path.realpath(folder))
 
 
 def _share_as_usual(folder: Path, *paths: Path) -> None:
