@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from disk import full_disk
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -191,6 +193,17 @@ class TestSavingIsAtomic:
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
         assert list(copy.parent.iterdir()) == [copy]
 
+    def test_a_full_disk_is_one_line(self, pipeline: LatentShiftPipeline, saved: Path, tmp_path: Path) -> None:
+        for name, write in (
+            ("saved", pipeline.save_pretrained),
+            ("converted", lambda place: convert_model(saved, place, "shift")),
+        ):
+            with full_disk() as limit, pytest.raises(DataError) as error:  # noqa: PT012
+                limit(1000)
+                write(tmp_path / name)
+            assert re.fullmatch(rf"{tmp_path / name} cannot be written \(.*File too large.*\)", str(error.value))
+        assert not list(tmp_path.iterdir())
+
     def test_a_model_replaces_a_model_whole(self, make_pipeline: MakePipeline, copy: Path) -> None:
         pipeline = make_pipeline(unet={"shift_fold": 4})
         pipeline.save_pretrained(copy)
@@ -213,8 +226,13 @@ class TestSavingIsAtomic:
         self, pipeline: LatentShiftPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(InputError, match="output must be a place that can be written"):
+        with pytest.raises(InputError, match="save_directory must be a folder; it is a file, got"):
             pipeline.save_pretrained(tmp_path / "file")
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(InputError, match=r"save_directory must be another than the current folder .* got '\.'"):
+            pipeline.save_pretrained(".")
+        (tmp_path / "empty").rmdir()
         with pytest.raises(InputError, match="output must be in a folder that can be written"):
             pipeline.save_pretrained(tmp_path / "file/model")
         with pytest.raises(InputError, match="safe_serialization must be True: nothing is pickled, got False"):

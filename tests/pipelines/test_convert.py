@@ -337,6 +337,8 @@ def test_what_cannot_be_converted_is_told(ldm: LatentShiftPipeline, tmp_path: Pa
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     with pytest.raises(InputError, match="be new, empty or a saved pipeline; it holds thesis.txt"):
         convert_model("emoji", tmp_path / "mine", "shift")
+    with pytest.raises(InputError, match="destination must be a folder; it is a file, got"):
+        convert_model("emoji", tmp_path / "a.safetensors", "shift")
     assert not (tmp_path / "x").exists()
 
 

@@ -6,7 +6,11 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from .errors import DataError
+from .errors import DataError, LatentShiftError
+
+
+class _WriteError(DataError):
+    """What could not be written, and why."""
 
 
 @contextlib.contextmanager
@@ -22,9 +26,13 @@ def clear_write_errors(what: str, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except _WriteError as error:  # of a block in this one, which knows better what was written
+        raise _WriteError(f"{error}{hint and f'; {hint}'}") from error
+    except LatentShiftError:
+        raise
     except Exception as error:
         # Libraries in Rust (safetensors, tokenizers) have errors of their own, with the system's number in the text.
         if not isinstance(error, OSError) and not re.search(r"\(os error \d+\)", str(error)):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{what} cannot be written ({reason}){hint and f'; {hint}'}") from error
+        raise _WriteError(f"{what} cannot be written ({reason}){hint and f'; {hint}'}") from error

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
+from latent_shift.core.files import holds_process
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, VideoUNet
 
 _LIBRARIES = {
@@ -45,15 +47,19 @@ def resolve_folder(model: str | Path, download: Callable[..., Any], variant: str
         raise InputError("model", str(model), "be a folder, or a name of the hub that can be reached") from error
 
 
-def check_replaceable(folder: Path, parts: Iterable[str]) -> None:
-    """Raises `InputError` where files would be lost that are not of a saved pipeline."""
-    if not folder.is_dir():
+def check_replaceable(folder: Path, parts: Iterable[str], argument: str = "save_directory") -> None:
+    """Raises `InputError` where a saved pipeline cannot go, or files would be lost that are not of one."""
+    if not os.path.exists(folder):
         return
+    if not folder.is_dir():
+        raise InputError(argument, str(folder), "be a folder; it is a file")
+    if holds_process(folder):
+        raise InputError(argument, str(folder), "be another than the current folder and those above it")
     found = {path.name for path in folder.iterdir()}
     foreign = found - {"model_index.json", *parts} if "model_index.json" in found else found
     if foreign:
         expected = f"be new, empty or a saved pipeline; it holds {min(foreign)}"
-        raise InputError("save_directory", str(folder), expected)
+        raise InputError(argument, str(folder), expected)
 
 
 def text_encoders(parts: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
+from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, TemporalAttention
@@ -78,15 +79,15 @@ def convert_model(
     Raises:
         InputError: a `ValueError`, if the source is none of these, a key or shape does not fit, or the destination
             holds other files.
-        DataError: a file is damaged, or holds more than tensors.
+        DataError: a file is damaged, or holds more than tensors; or the disk is full.
     """
     check_option("to", to, tuple(_UNETS))
     given = _open(source, variant, tokenizer, prediction_type)
     layout = _image_layout(given) if to == "image" else _video_layout(given)
-    check_replaceable(Path(destination), layout.parts)
+    check_replaceable(Path(destination), layout.parts, "destination")
     parameters, new = {}, 0
     index: dict[str, Any] = {"_class_name": layout.pipeline, "_diffusers_version": diffusers.__version__}
-    with atomic_path(destination) as temporary:
+    with clear_write_errors(str(destination)), atomic_path(destination) as temporary:
         for name, part in given.networks.items():
             network, added = _load_network(part, name, given.name, _UNETS[to] if name == "unet" else None, seed)
             cast("Any", network).save_pretrained(temporary / layout.parts[name])

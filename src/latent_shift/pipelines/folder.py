@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from latent_shift.core.disk import clear_write_errors
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.models import LatentShiftUNet
@@ -43,6 +44,7 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             InputError: a `ValueError`, if the place cannot be written or holds files that are no saved pipeline, or a
                 part is None.
+            DataError: the disk is full.
         """
         if not kwargs.get("safe_serialization", True):
             raise InputError("safe_serialization", False, "be True: nothing is pickled")
@@ -51,7 +53,7 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             if part is None:
                 raise InputError(name, None, "be there: a model is saved whole")
         check_replaceable(Path(save_directory), self.parts)
-        with atomic_path(save_directory) as temporary:
+        with clear_write_errors(str(save_directory)), atomic_path(save_directory) as temporary:
             super().save_pretrained(temporary, **kwargs)
             for file in temporary.rglob("*.json"):
                 tree = json.loads(file.read_text(encoding="utf-8"))
