@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.ops import Boundary
+from latent_shift.pipelines import make_scheduler
 from latent_shift.pipelines import noise as noise_module
 from latent_shift.pipelines.noise import FrameNoiseSteps, correlate_frames
 
@@ -87,10 +88,11 @@ def test_a_step_without_noise_is_the_schedulers() -> None:
         ({"clip_sample": True}, 0.5, 0.0, 4, False),
         (None, 0.5, 0.0, 4, False),
         (None, 0.5, 0.3, 4, True),
+        ("dpm++", 0.5, 0.3, 4, False),  # which has no eta
     ],
 )
 def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
-    options: dict[str, bool] | None,
+    options: dict[str, bool] | str | None,
     correlation: float,
     eta: float,
     frames: int,
@@ -102,7 +104,9 @@ def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
     kept = FrameNoiseSteps
     monkeypatch.setattr(noise_module, "FrameNoiseSteps", lambda *args: made.append(args[1:]) or kept(*args))
     pipeline.unet.register_to_config(noise_correlation=correlation)
-    scheduler = DDIMScheduler(clip_sample=False) if options is None else DDPMScheduler(**options)
-    pipeline.scheduler = scheduler
+    if isinstance(options, str):
+        pipeline.scheduler = make_scheduler(options, pipeline.scheduler.config)
+    else:
+        pipeline.scheduler = DDIMScheduler(clip_sample=False) if options is None else DDPMScheduler(**options)
     pipeline("a", num_frames=frames, num_inference_steps=2, eta=eta, boundary="circular", output_type="latent")
     assert made == ([(frames, correlation, "circular")] if follows else [])

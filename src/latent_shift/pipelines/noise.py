@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -61,12 +62,13 @@ def scheduler_step(
 
     Args:
         scheduler: any of diffusers.
-        eta: above 0, DDIM draws noise, too.
+        eta: above 0, the schedulers that have it (DDIM) draw noise, too.
         frames: of a clip.
         correlation: of neighbouring frames' noise in training; with 0 it is the scheduler's own `step`.
         boundary: as `correlate_frames`.
     """
-    draws = isinstance(scheduler, DDPMScheduler) or eta > 0
+    has_eta = "eta" in inspect.signature(scheduler.step).parameters
+    draws = isinstance(scheduler, DDPMScheduler) or (eta > 0 and has_eta)
     clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
     if not draws or clips or not correlation or frames == 1:
         return cast("Callable[..., tuple[Tensor, ...]]", scheduler.step)
