@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import HeunDiscreteScheduler
+from diffusers import (
+    DEISMultistepScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 from PIL import Image
 from torch import Tensor
 
@@ -345,6 +350,35 @@ def test_callback_sees_every_step(pipeline: LatentShiftPipeline) -> None:
     assert set(seen[-1][-1]) == {"latents"}
 
 
+def test_a_callback_ends_the_steps(pipeline: LatentShiftPipeline) -> None:
+    rows = count_rows(pipeline)
+
+    def stop(pipe: LatentShiftPipeline, index: int, *_: Any) -> None:
+        assert (pipe.guidance_scale, pipe.num_timesteps) == (3.0, 5)
+        pipe._interrupt = index == 1
+
+    short = run(pipeline, num_inference_steps=5, guidance_scale=3.0, callback_on_step_end=stop)
+    assert (len(rows), pipeline.interrupt) == (2, True)
+    assert not torch.equal(run(pipeline, num_inference_steps=5, guidance_scale=3.0), short)
+    assert (len(rows), pipeline.interrupt) == (7, False)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_callbacks_of_diffusers_say_which_tensors_they_get(pipeline: LatentShiftPipeline, several: bool) -> None:
+    rows = count_rows(pipeline)
+    callback: Any = SDCFGCutoffCallback(cutoff_step_ratio=0.25)
+    callback = MultiPipelineCallbacks([callback]) if several else callback
+    run(pipeline, num_inference_steps=4, guidance_scale=3.0, callback_on_step_end=callback)
+    assert rows == [2, 2, 1, 1]
+
+
+def test_one_tensor_of_a_callback_has_a_name_and_no_letters(pipeline: LatentShiftPipeline) -> None:
+    seen: list[set[str]] = []
+    options = {"callback_on_step_end": lambda *arguments: seen.append(set(arguments[3]))}
+    run(pipeline, **options, callback_on_step_end_tensor_inputs="prompt_embeds")
+    assert seen == [{"prompt_embeds"}] * 2
+
+
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler", "ddpm"])
 def test_clean_latents_are_what_the_solver_expects_in_the_end(pipeline: LatentShiftPipeline, scheduler: str) -> None:
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
@@ -359,6 +393,19 @@ def test_clean_latents_are_what_the_solver_expects_in_the_end(pipeline: LatentSh
     assert away[-1] < 0.02 < away[0]
     frames = pipeline.decode_latents(clean[-1])
     assert frames.shape == (1, 3, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DEISMultistepScheduler(solver_order=1), UniPCMultistepScheduler(predict_x0=False)]
+)
+def test_of_a_solver_that_remembers_noise_clean_latents_are_the_latents(
+    pipeline: LatentShiftPipeline, scheduler: Any
+) -> None:
+    pipeline.scheduler = scheduler
+    seen: list[dict[str, Tensor]] = []
+    options = {"callback_on_step_end_tensor_inputs": ["latents", "clean_latents"]}
+    run(pipeline, num_inference_steps=3, callback_on_step_end=lambda *arguments: seen.append(arguments[3]), **options)
+    assert all(tensors["clean_latents"] is tensors["latents"] for tensors in seen)
 
 
 def test_a_callback_that_drops_a_clip_drops_its_generator(pipeline: LatentShiftPipeline) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -79,6 +80,10 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     guides_in_halves: bool = False
     """Whether guidance takes two calls of the U-Net a step, for half its memory, and not one of twice the batch. Turns
     itself on when a GPU has no memory left."""
+    # What callbacks of diffusers read and set
+    _guidance_scale: float = 1.0
+    _num_timesteps: int = 0
+    _interrupt: bool = False
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
 
     def __init__(
@@ -118,6 +123,21 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     def is_fast(self) -> bool:
         """Whether the U-Net is distilled to few steps (`make_fast`)."""
         return self.config.distilled_steps is not None
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call that runs."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call that runs."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback set `_interrupt`: then no further step is done."""
+        return self._interrupt
 
     @property
     def vae_scale_factor(self) -> int:
@@ -162,7 +182,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         output_type: OutputType = "pil",
         decode_chunk_size: int = 8,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: str | Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> LatentShiftPipelineOutput | tuple[Any]:
         """Makes clips.
@@ -197,14 +217,17 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
                 follows the frames as that of training did, unless the scheduler clips.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
-            callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors).
-            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds, negative_prompt_embeds,
-                clean_latents (what the solver now takes the finished latents to be, where it says so; else latents).
+            callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors). It may return
+                others; it may set `pipeline._interrupt`, so that no step follows. diffusers' own work, too.
+            callback_on_step_end_tensor_inputs: which tensors it gets, where it is none of diffusers' own: latents,
+                prompt_embeds, negative_prompt_embeds (zeros where guidance is off), clean_latents (what the solver now
+                takes the finished latents to be, where it says so; else latents).
             return_dict: whether to return `LatentShiftPipelineOutput` or a tuple.
 
         Raises:
             InputError: a `ValueError`, for an argument out of range; names it.
         """
+        self._interrupt = False
         height, width = self.resolve_size(height, width)
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -215,7 +238,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             raise InputError("motion_guidance", share, "be in [0, 1]")
         generator = list(generator) if isinstance(generator, tuple) else generator
         self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
-        for name in callback_on_step_end_tensor_inputs:
+        names = callback_on_step_end_tensor_inputs
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            names = callback_on_step_end.tensor_inputs
+        names = [names] if isinstance(names, str) else names
+        for name in names:
             if name not in self._callback_tensor_inputs:
                 expected = f"be among {', '.join(self._callback_tensor_inputs)}"
                 raise InputError("callback_on_step_end_tensor_inputs", name, expected)
@@ -236,9 +263,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         step = scheduler_step(self.scheduler, eta, num_frames, correlation, self._edges(boundary))
         seam = self._seam(boundary, num_frames, seam_frames, device)
 
+        self._guidance_scale, self._num_timesteps = scale, len(self.scheduler.timesteps)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                given = (latents, timestep, positive, negative, scale, share)
+                if self.interrupt:
+                    break
+                given = (latents, timestep, positive, negative, self.guidance_scale, share)
                 prediction = self._predict(*given, "zero" if seam is not None else boundary, added)
                 if seam is not None:
                     prediction = torch.lerp(prediction, self._predict(*given, "circular", added), seam)
@@ -247,7 +277,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
                     tensors["clean_latents"] = _clean_latents(self.scheduler, stepped)
-                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    shown = {name: tensors[name] for name in names}
                     changed = callback_on_step_end(self, index, int(timestep), shown) or {}
                     latents = changed.get("latents", latents)
                     positive = changed.get("prompt_embeds", positive)
@@ -473,11 +503,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
 
 def _clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
-    """What a step takes the finished latents to be: some schedulers return it, those of several steps remember it."""
+    """What a step takes the finished latents to be: some schedulers return it, some of several steps remember it."""
     if len(stepped) > 1:
         return stepped[1]
-    remembered: Sequence[Tensor] = getattr(scheduler, "model_outputs", None) or stepped
-    return remembered[-1]
+    config = scheduler.config
+    remembers = config.get("predict_x0") or config.get("algorithm_type") in ("dpmsolver++", "sde-dpmsolver++")
+    return scheduler.model_outputs[-1] if remembers else stepped[0]  # the others remember the noise
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
