@@ -264,6 +264,10 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["--fps", "60", "-o", "clip.gif"], "--fps must be from 0.01 to 50, got 60.0"),
         (["--guidance", "nan"], "--guidance must be a number, got nan"),
         (["--guidance", "inf"], "--guidance must be a number, got inf"),
+        (
+            ["--guidance", "1", "--negative", "red"],
+            "--negative must be left out where guidance is off (its",
+        ),
         (["--motion-guidance", "-1"], "--motion-guidance must be in [0, 1], got -1.0"),
         (["--noise-correlation", "1"], "--noise-correlation must be in [0, 1), got 1.0"),
         (["--seed", str(2**64)], f"--seed must be a whole number of 64 bits, got {2**64}"),

@@ -326,6 +326,8 @@ def test_what_cannot_be_converted_is_told(ldm: LatentShiftPipeline, tmp_path: Pa
         convert_model(tmp_path / "a.safetensors", tmp_path / "x", "shift", prediction_type="x0")
     with pytest.raises(InputError, match=r"source must hold a U-Net \(model\.diffusion_model\.\*\)"):
         convert_model(tmp_path / "a.safetensors", tmp_path / "x", "shift")
+    with pytest.raises(InputError, match="variant must be given for folders only"):
+        convert_model(tmp_path / "a.safetensors", tmp_path / "x", "shift", variant="fp16")
     (tmp_path / "b.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match=r"b\.safetensors cannot be loaded"):
         convert_model(tmp_path / "b.safetensors", tmp_path / "x", "shift")

@@ -109,6 +109,9 @@ def generate(
     from latent_shift.pipelines.generation import check_size
 
     check_size("--size", pipeline, width, height)
+    scale = pipeline.config.default_guidance_scale if guidance is None else guidance
+    if negative and scale <= 1:
+        raise InputError("--negative", negative, f"be left out where guidance is off (its scale is {scale:g})")
     options = {
         "negative_prompt": negative,
         "num_frames": frames,

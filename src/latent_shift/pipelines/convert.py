@@ -110,6 +110,8 @@ def _open(source: str | Path, variant: str | None, tokenizer: str | None, predic
     path = model_folder(str(source)) if source in MODELS else Path(source)
     if path.is_file():
         vocabulary = str(model_folder("emoji") / "tokenizer")  # BERT's, uncased: LDM's too
+        if variant is not None:
+            raise InputError("variant", variant, "be given for folders only; a single file is one")
         return read_single_file(path, tokenizer, prediction_type, vocabulary)
     for name, value in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
         if value is not None:
