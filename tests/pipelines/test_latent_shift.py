@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import (
+    AutoencoderTiny,
     DEISMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -308,6 +311,17 @@ def test_prompt_embeds_instead_of_prompts(pipeline: LatentShiftPipeline) -> None
     assert torch.equal(twice, positive[[0, 0, 1, 1]])
 
 
+def test_without_guidance_negative_prompts_are_not_encoded(pipeline: LatentShiftPipeline) -> None:
+    embeds = pipeline.encode_prompt(HEART)[0]
+    expected = run(pipeline, guidance_scale=1.0)
+    encoded: list[int] = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    run(pipeline, guidance_scale=1.0, negative_prompt="blue")
+    assert encoded == [1]
+    pipeline.register_modules(text_encoder=None, tokenizer=None)
+    assert torch.equal(run(pipeline, None, prompt_embeds=embeds, guidance_scale=1.0), expected)
+
+
 def test_weights_may_be_elsewhere_until_they_are_needed(pipeline: LatentShiftPipeline) -> None:
     expected = run(pipeline, output_type="pt")
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
@@ -474,10 +488,12 @@ def test_only_the_frames_at_the_seam_see_the_loop_closed(make_pipeline: MakePipe
         draw(boundary="circular")
 
 
+@pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"seam_frames": 0, "boundary": "circular"}, "seam_frames must be at least 1, got 0"),
+        ({"seam_frames": 2.5, "boundary": "circular"}, "seam_frames must be a whole number, got 2.5"),
         ({"seam_frames": 2}, "seam_frames must be left out where the boundary is not circular, got 2"),
         ({"seam_frames": 2, "boundary": None}, "seam_frames must be left out where the boundary is not circular"),
     ],
@@ -562,7 +578,23 @@ def test_eta_reaches_the_schedulers_that_have_it(pipeline: LatentShiftPipeline) 
         ({"decode_chunk_size": 0}, "decode_chunk_size must be at least 1, got 0"),
         ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent, got 'gif'"),
         ({"boundary": "mirror"}, "boundary must be one of zero, circular, got 'mirror'"),
-        ({"negative_prompt": ["a", "b"]}, "negative_prompt must be one, or one for each of 1 prompts, got 2"),
+        ({"negative_prompt": ["a", "b"]}, "must be a sentence, or a list with one for each of 1 prompts, got 2"),
+        ({"negative_prompt": 3}, "negative_prompt must be a sentence or a list of sentences, got 3"),
+        ({"negative_prompt": []}, r"negative_prompt must be a sentence or a list of sentences, got \[\]"),
+        (
+            {"negative_prompt": "red", "negative_prompt_embeds": torch.zeros(1, 8, 12)},
+            "negative_prompt must be left out where negative_prompt_embeds are given, got 'red'",
+        ),
+        (
+            {"prompt": None, "prompt_embeds": torch.zeros(8, 12)},
+            r"^prompt_embeds must have the shape \(prompts, tokens, width\), got \(8, 12\)",
+        ),
+        ({"num_frames": 2.0}, "num_frames must be a whole number, got 2.0"),
+        ({"height": 16.0}, "height must be a whole number, got 16.0"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number, got 2.5"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be a number, got nan"),
+        ({"eta": -1.0}, "eta must be at least 0, got -1.0"),
+        ({"generator": 5}, "generator must be a torch.Generator, or a list of them, got 5"),
         (
             {"negative_prompt_embeds": torch.zeros(1, 5, 12)},
             r"negative_prompt_embeds must have the shape of the prompt's, \(1, 8, 12\), got \(1, 5, 12\)",
@@ -585,6 +617,31 @@ def test_arguments_that_are_refused(pipeline: LatentShiftPipeline, options: dict
         pipeline(**{"prompt": HEART, "num_inference_steps": 1, **options})
     # Before any work, but for the network's own check.
     assert len(rows) == ("boundary" in options)
+
+
+def test_a_scheduler_of_flow_matching_is_refused(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="scheduler must be one of diffusion, .* got 'FlowMatchEulerDiscreteSched"):
+        run(pipeline)
+
+
+def test_a_tokenizer_without_a_maximum_needs_one(pipeline: LatentShiftPipeline) -> None:
+    pipeline.tokenizer.model_max_length = int(1e30)
+    with pytest.raises(InputError, match="max_tokens must be given: the tokenizer has no maximum, got None"):
+        run(pipeline)
+    pipeline.register_to_config(max_tokens=8)
+    run(pipeline)
+
+
+def test_a_small_autoencoder_of_diffusers_decodes(make_pipeline: MakePipeline) -> None:
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(4,) * 4,
+        decoder_block_out_channels=(4,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    pipeline = make_pipeline(vae=tiny.eval())
+    assert run(pipeline, output_type="np").shape == (1, 3, 16, 16, 3)
 
 
 def test_a_model_without_a_size(make_pipeline: MakePipeline) -> None:

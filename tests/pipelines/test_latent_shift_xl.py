@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
+from latent_shift.core.errors import InputError
 from latent_shift.pipelines import LatentShiftXLPipeline, convert_model
 
 from .pretrained import SIZE, make_pipeline
@@ -46,6 +47,22 @@ def test_an_empty_negative_prompt_is_a_missing_one(pipeline: LatentShiftXLPipeli
     torch.testing.assert_close(mixed, torch.cat([expected, blue]), rtol=0, atol=1e-4)
     pipeline.register_to_config(force_zeros_for_empty_prompt=not zeros)
     assert not torch.allclose(run(pipeline, negative_prompt=""), expected, atol=1e-3)
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_negative_prompts_are_one_or_one_for_each(pipeline: LatentShiftXLPipeline) -> None:
+    expected = "negative_prompt must be a sentence, or a list with one for each of 2 prompts, got 1"
+    with pytest.raises(InputError, match=expected):
+        run(pipeline, [HEART, HAND], (0, 1), negative_prompt=["blue"])
+    with pytest.raises(InputError, match=r"negative_prompt must be a sentence or a list of sentences, got \[\]"):
+        run(pipeline, negative_prompt=[])
+
+
+def test_without_guidance_negative_prompts_are_not_encoded(pipeline: LatentShiftXLPipeline) -> None:
+    encoded: list[int] = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    run(pipeline, guidance_scale=1.0, negative_prompt="blue")
+    assert encoded == [1]
 
 
 def test_an_autoencoder_of_fp16_is_one_after_decoding(pipeline: LatentShiftXLPipeline) -> None:

@@ -127,6 +127,7 @@ def test_models_by_name_lie_in_the_package() -> None:
         ({"model": "."}, r"model must be one of emoji or a folder with a model_index.json, got '\.'"),
         ({"dtype": "fp8"}, "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         ({"device": "gameboy"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'gameboy'"),
+        ({"device": "meta"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'meta'"),
         ({"device": "cuda:97"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'cuda:97'"),
     ],
 )

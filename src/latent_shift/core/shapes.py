@@ -15,6 +15,8 @@ backward shift     `y[t] = x[t + 1]`: a frame sees the next one
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from .errors import InputError
 
 
@@ -22,6 +24,13 @@ def check_at_least(argument: str, value: int | float, minimum: int | float) -> N
     """Raises `InputError` unless `value >= minimum`."""
     if not value >= minimum:
         raise InputError(argument, value, f"be at least {minimum}")
+
+
+def check_whole(argument: str, value: object, minimum: int = 1) -> None:
+    """Raises `InputError` unless `value` is a whole number of at least `minimum`."""
+    if not isinstance(value, Integral):
+        raise InputError(argument, value, "be a whole number")
+    check_at_least(argument, int(value), minimum)
 
 
 def check_divisible(argument: str, value: int, factor: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least, check_divisible
+from latent_shift.core.shapes import check_at_least, check_divisible, check_whole
 from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 
@@ -33,6 +34,9 @@ from .schedulers import usual_steps
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
+
+_MOST_TOKENS = 2**20
+"""A tokenizer that has no maximum says 10^30."""
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -52,11 +56,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     LoRA files made for the text-to-image model load with diffusers' `load_lora_weights` (extra `lora`).
 
     Args:
-        vae: an autoencoder with diffusers' `encode`/`decode`; used frame by frame (Sec. 3.3).
+        vae: an autoencoder of pictures, of diffusers or a `PatchAutoencoderKL`; used frame by frame (Sec. 3.3).
         text_encoder: a transformers encoder.
         tokenizer: its tokenizer.
         unet: a `LatentShiftUNet` or a `LatentVDMUNet`.
-        scheduler: any diffusers scheduler; its noise schedule must be the one of training.
+        scheduler: a scheduler of diffusers, none for flow matching; its noise schedule must be the one of training.
         max_tokens: caption length in tokens; the tokenizer's own where None.
         mask_padding: whether padding is hidden from the text encoder, see `encode_text`.
         default_frames: `num_frames` where it is not given.
@@ -149,7 +153,10 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     @property
     def max_prompt_tokens(self) -> int:
         """Caption length in tokens."""
-        return int(self.config.max_tokens or self.tokenizer.model_max_length)
+        length = int(self.config.max_tokens or self.tokenizer.model_max_length)
+        if length > _MOST_TOKENS:
+            raise InputError("max_tokens", self.config.max_tokens, "be given: the tokenizer has no maximum")
+        return length
 
     @property
     def noise_correlation(self) -> float:
@@ -236,8 +243,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             num_inference_steps = self.config.distilled_steps or usual_steps(self.scheduler)
         if not 0 <= share <= 1:
             raise InputError("motion_guidance", share, "be in [0, 1]")
+        if not math.isfinite(scale):
+            raise InputError("guidance_scale", scale, "be a number")
+        check_at_least("eta", eta, 0)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        self._check_inputs(prompt, prompt_embeds, num_frames, height, width, num_inference_steps, output_type)
+        self._check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        self._check_inputs(num_frames, height, width, num_inference_steps, output_type)
         names = callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             names = callback_on_step_end.tensor_inputs
@@ -246,13 +257,13 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             if name not in self._callback_tensor_inputs:
                 expected = f"be among {', '.join(self._callback_tensor_inputs)}"
                 raise InputError("callback_on_step_end_tensor_inputs", name, expected)
-        check_at_least("num_videos_per_prompt", num_videos_per_prompt, 1)
-        check_at_least("decode_chunk_size", decode_chunk_size, 1)
+        check_whole("num_videos_per_prompt", num_videos_per_prompt)
+        check_whole("decode_chunk_size", decode_chunk_size)
 
         device = self._execution_device
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         positive, negative, added = self._conditions(
-            prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width)
+            prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width), guided=scale > 1
         )
         shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
         latents = self.prepare_latents(shape, generator, latents, boundary, noise_correlation)
@@ -297,16 +308,18 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_videos_per_prompt: int = 1,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        do_classifier_free_guidance: bool = True,
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch tokens width"]]:
-        """Text features of the prompts and of the negative prompts, one row a clip."""
+        """Text features of the prompts and of the negative prompts, one row a clip.
+
+        Where there is no guidance, the negative prompts have zeros that nothing reads.
+        """
         if prompt_embeds is None:
             prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else list(prompt or ()))
-        count = len(prompt_embeds)
+        negatives = one_each(negative_prompt, len(prompt_embeds))
         if negative_prompt_embeds is None:
-            negatives = [negative_prompt or ""] * count if isinstance(negative_prompt, str | None) else negative_prompt
-            if len(negatives) != count:
-                raise InputError("negative_prompt", len(negatives), f"be one, or one for each of {count} prompts")
-            negative_prompt_embeds = self._encode(list(negatives))
+            guided = do_classifier_free_guidance
+            negative_prompt_embeds = self._encode(negatives) if guided else torch.zeros_like(prompt_embeds)
         if negative_prompt_embeds.shape != prompt_embeds.shape:
             expected = f"have the shape of the prompt's, {tuple(prompt_embeds.shape)}"
             raise InputError("negative_prompt_embeds", tuple(negative_prompt_embeds.shape), expected)
@@ -330,7 +343,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             Text features, and added conditions where the network takes some (SDXL).
         """
         del size
-        return self.encode_prompt(captions)[0], None
+        return self.encode_prompt(captions, do_classifier_free_guidance=False)[0], None
 
     def prepare_latents(
         self,
@@ -348,6 +361,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         if not 0 <= correlation < 1:
             raise InputError("noise_correlation", correlation, "be in [0, 1)")
         device = self._execution_device
+        for one in generator if isinstance(generator, Sequence) else [generator]:
+            if not isinstance(one, torch.Generator | None):
+                raise InputError("generator", one, "be a torch.Generator, or a list of them")
         if isinstance(generator, Sequence) and len(generator) != shape[0]:
             raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
         if latents is not None:
@@ -365,6 +381,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_videos_per_prompt: int,
         embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         size: tuple[int, int],
+        guided: bool = True,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
         """Text features of the prompts and of the negative prompts, one row a clip, and what else the U-Net is told.
 
@@ -374,7 +391,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         for name, given in zip(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), embeds[2:], strict=True):
             if given is not None:
                 raise InputError(name, tuple(given.shape), "be left out: this model has one text encoder")
-        return *self.encode_prompt(prompt, negative_prompt, num_videos_per_prompt, *embeds[:2]), None
+        return *self.encode_prompt(prompt, negative_prompt, num_videos_per_prompt, *embeds[:2], guided), None
 
     def _predict(
         self,
@@ -446,7 +463,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         looping = boundary is not None and self._edges(boundary) == "circular"
         frames = self.config.default_seam_frames if seam_frames is None else seam_frames
         if frames is not None:
-            check_at_least("seam_frames", frames, 1)
+            check_whole("seam_frames", frames)
         if seam_frames is not None and not looping:
             raise InputError("seam_frames", seam_frames, "be left out where the boundary is not circular")
         if not looping or frames is None or num_frames == 1:
@@ -474,32 +491,52 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             return array
         return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype(np.uint8)]
 
-    def _check_inputs(
+    def _check_prompts(
         self,
         prompt: Any,
+        negative_prompt: Any,
         prompt_embeds: Tensor | None,
-        num_frames: int,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        output_type: str,
+        negative_prompt_embeds: Tensor | None,
     ) -> None:
         if (prompt is None) == (prompt_embeds is None):
             raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        several = isinstance(prompts, Sequence) and len(prompts) > 0
-        if prompt is not None and not (several and all(isinstance(text, str) for text in prompts)):
-            raise InputError("prompt", prompt, "be a sentence or a list of sentences")
-        check_at_least("num_frames", num_frames, 1)
-        check_at_least("num_inference_steps", num_inference_steps, 1)
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise InputError("negative_prompt", negative_prompt, "be left out where negative_prompt_embeds are given")
+        for name, given in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            prompts = [given] if isinstance(given, str) else given
+            several = isinstance(prompts, Sequence) and len(prompts) > 0
+            if given is not None and not (several and all(isinstance(text, str) for text in prompts)):
+                raise InputError(name, given, "be a sentence or a list of sentences")
+        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
+            if embeds is not None and embeds.dim() != 3:
+                raise InputError(name, tuple(embeds.shape), "have the shape (prompts, tokens, width)")
+
+    def _check_inputs(
+        self, num_frames: int, height: int, width: int, num_inference_steps: int, output_type: str
+    ) -> None:
+        if not hasattr(self.scheduler, "init_noise_sigma"):
+            raise InputError("scheduler", type(self.scheduler).__name__, "be one of diffusion, not of flow matching")
+        check_whole("num_frames", num_frames)
+        check_whole("num_inference_steps", num_inference_steps)
         most = self.scheduler.config.num_train_timesteps
         if num_inference_steps > most:
             raise InputError("num_inference_steps", num_inference_steps, f"be at most {most}, the steps of training")
         factor = self.vae_scale_factor * 2**self.unet.num_upsamplers
-        check_divisible("height", height, factor)
-        check_divisible("width", width, factor)
+        for name, size in (("height", height), ("width", width)):
+            check_whole(name, size, minimum=-(2**63))
+            check_divisible(name, size, factor)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError("output_type", output_type, "be one of pil, np, pt, latent")
+
+
+def one_each(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    """Negative prompts, one for each of `count` prompts."""
+    if isinstance(negative_prompt, str | None):
+        return [negative_prompt or ""] * count
+    if len(negative_prompt) != count:
+        expected = f"be a sentence, or a list with one for each of {count} prompts"
+        raise InputError("negative_prompt", len(negative_prompt), expected)
+    return list(negative_prompt)
 
 
 def _clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from latent_shift.core.errors import InputError
 from latent_shift.models import VideoUNet
 
-from .latent_shift import LatentShiftPipeline, OutputType
+from .latent_shift import LatentShiftPipeline, OutputType, one_each
 from .text import tokenize
 
 
@@ -132,14 +132,15 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         num_videos_per_prompt: int,
         embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         size: tuple[int, int],
+        guided: bool = True,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
         pair = _pair("pooled_prompt_embeds", embeds[0], embeds[2])
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         positive, pooled = pair or self.encode_pooled_prompt(prompts)
         pair = _pair("negative_pooled_prompt_embeds", embeds[1], embeds[3])
-        one = isinstance(negative_prompt, str | None)
-        negatives = [str(negative_prompt or "")] * len(positive) if one else list(negative_prompt or ())
-        if pair is None and self.config.force_zeros_for_empty_prompt and not any(negatives):
+        negatives = one_each(negative_prompt, len(positive))
+        zeros = not guided or (self.config.force_zeros_for_empty_prompt and not any(negatives))
+        if pair is None and zeros:
             pair = torch.zeros_like(positive), torch.zeros_like(pooled)
         negative, negative_pooled = pair or self._encode_or_zero(negatives)
         positive, negative = self.encode_prompt(None, None, num_videos_per_prompt, positive, negative)

@@ -140,6 +140,8 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
+        if found.type == "meta":
+            raise RuntimeError("it has no memory")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError("device", device, "be auto, cpu, cuda, cuda:N or mps, and be present") from error
     return found
