@@ -9,7 +9,7 @@ from compilers import needs_compiler
 
 import latent_shift
 from latent_shift.ops import _native
-from latent_shift.pipelines import load_preset
+from latent_shift.pipelines import convert_model, load_preset
 
 from .conftest import Run
 
@@ -78,6 +78,15 @@ def test_a_models_size(run: Run, road: Path) -> None:
     facts = json.loads(run("info", "--model", road / "video/model", "--json").out)
     assert set(facts["model"]["parameters"]) == {"unet", "vae", "text_encoder"}
     assert min(facts["model"]["parameters"].values()) > 0
+
+
+def test_every_text_encoder_counts(run: Run, tmp_path: Path) -> None:
+    from pipelines.pretrained import make_pipeline
+
+    make_pipeline("sdxl", tmp_path / "words").save_pretrained(tmp_path / "image")
+    convert_model(tmp_path / "image", tmp_path / "video", "shift")
+    facts = json.loads(run("info", "--model", tmp_path / "video", "--json").out)
+    assert list(facts["model"]["parameters"]) == ["unet", "vae", "text_encoder", "text_encoder_2"]
 
 
 def test_what_is_unknown_is_one_line(run: Run, as_users_run: None) -> None:

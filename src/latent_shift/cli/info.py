@@ -34,9 +34,10 @@ def info(
         facts["preset"] = {"name": preset, "parameters": _parameters(find_preset(preset).build())}
     if model is not None:
         from latent_shift.pipelines import load_pipeline
+        from latent_shift.pipelines.components import text_encoders
 
-        pipeline = load_pipeline(model, "cpu")
-        networks = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+        parts = load_pipeline(model, "cpu").components
+        networks = {name: parts[name] for name in ("unet", "vae", *text_encoders(parts))}
         facts["model"] = {"name": model, "parameters": _parameters(networks)}
     typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
