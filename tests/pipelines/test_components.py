@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from disk import full_disk
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -363,8 +364,68 @@ def test_no_pipeline(copy: Path, tmp_path: Path) -> None:
             (copy / "model_index.json").write_text(damage)
         with pytest.raises(InputError, match=rf"model must .*model_index.json, got '{copy}'"):
             LatentShiftPipeline.from_pretrained(copy)
-    with pytest.raises(InputError, match="model must be a folder, or a name of the hub that can be reached, got"):
+    with pytest.raises(InputError, match=r"be a folder, or a name of the hub that can be reached \(\S.+\), got"):
         LatentShiftPipeline.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.fixture
+def hub(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hub has the tiny model with what others put beside it; into the list go the files that were downloaded."""
+    for name in (UNET, VAE, TEXT):
+        for variant in (".fp16.safetensors", ".fp16-00001-of-00002.safetensors"):
+            (copy / name).with_suffix(variant).touch()
+        (copy / name).with_suffix(".bin").touch()
+    (copy / "safety_checker").mkdir()
+    for name in ("whole.safetensors", "README.md", "safety_checker/config.json", "unet/model.onnx"):
+        (copy / name).touch()
+    downloaded: list[str] = []
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str] | None, **_: Any) -> str:
+        if name != "someone/model":
+            raise OSError("404 Client Error\nmore of it")
+        files = [str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()]
+        kept = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        for file in sorted(kept):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(copy / file, tmp_path / "cache" / file)
+            downloaded.append(file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return downloaded
+
+
+def test_a_model_of_the_hub_is_loaded_and_converted(saved: Path, hub: list[str], tmp_path: Path) -> None:
+    expected = run(LatentShiftPipeline.from_pretrained(saved))
+    assert torch.equal(run(LatentShiftPipeline.from_pretrained("someone/model")), expected)
+    assert hub == sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file())
+    convert_model("someone/model", tmp_path / "made", "shift")
+    assert torch.equal(run(LatentShiftPipeline.from_pretrained(tmp_path / "made")), expected)
+    assert not any(file.endswith(".bin") for file in hub)
+    hub.clear()
+    with pytest.raises(DataError):  # what the files of the variant hold is nothing
+        LatentShiftPipeline.from_pretrained("someone/model", variant="fp16")
+    weights = [file for file in hub if file.endswith(".safetensors")]
+    assert len(weights) == 6
+    assert all(".fp16" in file for file in weights)
+
+
+def test_pickled_weights_of_the_hub_are_converted_where_there_are_no_others(
+    copy: Path, hub: list[str], tmp_path: Path
+) -> None:
+    torch.save(load_file(copy / UNET), (copy / UNET).with_suffix(".bin"))
+    (copy / UNET).unlink()
+    convert_model("someone/model", tmp_path / "made", "shift")
+    assert [file for file in hub if file.endswith(".bin")] == [UNET.replace(".safetensors", ".bin")]
+
+
+def test_a_model_that_the_hub_does_not_have(hub: list[str]) -> None:
+    for name, expected in (
+        ("someone/else", r"be a folder, or a name of the hub that can be reached \(404 Client Error\)"),
+        ("missing.ckpt", "be there: no such file"),
+    ):
+        with pytest.raises(InputError, match=f"^model must {expected}, got '{name}'$"):
+            LatentShiftPipeline.from_pretrained(name)
 
 
 def test_arguments_that_are_not_known(saved: Path) -> None:

@@ -344,6 +344,49 @@ def test_what_cannot_be_converted_is_told(ldm: LatentShiftPipeline, tmp_path: Pa
     assert not (tmp_path / "x").exists()
 
 
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_models_that_need_a_picture_are_refused(tmp_path: Path) -> None:
+    pipeline: Any = make_pipeline("sd1", tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "model")
+    edit_json(tmp_path / "model/unet/config.json", in_channels=9)
+    state = original_state(pipeline)
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+    prefix = "cond_stage_model.transformer.text_model."
+    state |= {prefix + key.removeprefix("text_model."): one for key, one in pipeline.text_encoder.state_dict().items()}
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "model.safetensors")
+    expected = "source must have a U-Net that takes and gives the 4 channels of its latents; it takes 9 and gives 4"
+    for source in (tmp_path / "model", tmp_path / "model.safetensors"):
+        with pytest.raises(InputError, match=expected):
+            convert_model(source, tmp_path / "video", "shift")
+    assert not (tmp_path / "video").exists()
+
+
+def test_folders_that_are_not_as_diffusers_writes_them(tmp_path: Path) -> None:
+    def refused(kind: type[Exception], message: str, **options: Any) -> None:
+        with pytest.raises(kind, match=message):
+            convert_model(tmp_path / "model", tmp_path / "video", "shift", **options)
+
+    make_pipeline("sd1", tmp_path / "words").save_pretrained(tmp_path / "model")
+    index = tmp_path / "model/model_index.json"
+    for name, message in (
+        ("NoSuchScheduler", "scheduler in .* must be a class of .* got 'diffusers.NoSuchScheduler'"),
+        ("AutoencoderKL", "source must have a scheduler of diffusers, got 'AutoencoderKL'"),
+    ):
+        edit_json(index, scheduler=["diffusers", name])
+        refused(InputError, message)
+    edit_json(index, scheduler=["diffusers", "DDIMScheduler"])
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    refused(DataError, r"unet has no weights \(.*\); it has variants: fp16$")
+    shards = weights.with_name(f"{weights.name}.index.json")
+    for content in ("{}", '{"weight_map": {"a": 3}}'):
+        shards.write_text(content)
+        refused(DataError, f"{shards} cannot be loaded: it has no weight_map of files")
+
+
 def test_stable_diffusion_2_needs_to_be_told_what_it_predicts(tmp_path: Path) -> None:
     pipeline = make_pipeline("sd2", tmp_path / "words")
     state = original_state(pipeline)

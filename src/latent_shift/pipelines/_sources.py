@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 from safetensors import safe_open
 from torch import Tensor
@@ -31,8 +31,11 @@ _RENAMED_PARTS = {"vqvae": "vae", "bert": "text_encoder"}
 """What `LDMTextToImagePipeline` calls them."""
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+FOLDERS = (*_NETWORKS, *_TOKENIZERS, *_RENAMED_PARTS, "scheduler")
+"""Of a model, what is read."""
 _WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLED_FILES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
+_ENDINGS = (".safetensors", ".bin")
 _TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
 _CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
@@ -94,6 +97,9 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         if name == "unet" and not issubclass(network_class, UNet2DConditionModel):
             raise InputError("source", network_class.__name__, "have a UNet2DConditionModel")
         networks[name] = Part(network_class, read_json_object(place / "config.json"), _folder_reader(place, variant))
+    scheduler = component_class(folder, folders["scheduler"])
+    if not issubclass(scheduler, SchedulerMixin):
+        raise InputError("source", scheduler.__name__, "have a scheduler of diffusers")
     known = {*networks, *_TOKENIZERS, "scheduler"}
     settings = {name: value for name, value in index.items() if not name.startswith("_") and not _is_entry(value)}
     if networks["text_encoder"].network_class is LDMBertModel:
@@ -102,7 +108,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         name=str(folder),
         networks=networks,
         tokenizers={name: str(folder / folders[name]) for name in _TOKENIZERS if name in folders},
-        scheduler=(index[folders["scheduler"]][1], read_json_object(folder / "scheduler" / "scheduler_config.json")),
+        scheduler=(scheduler.__name__, read_json_object(folder / "scheduler" / "scheduler_config.json")),
         settings=settings,
         left_out=sorted(folders[name] for name in folders.keys() - known),
     )
@@ -269,9 +275,14 @@ def _folder_reader(folder: Path, variant: str | None) -> Callable[[], dict[str, 
             if whole.is_file():
                 return read_tensors(whole)
             if shards[0].is_file():
-                files = sorted(set(read_json_object(shards[0])["weight_map"].values()))
+                places = read_json_object(shards[0]).get("weight_map")
+                if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+                    raise DataError(f"{shards[0]} cannot be loaded: it has no weight_map of files")
+                files = sorted(set(places.values()))
                 return {key: tensor for file in files for key, tensor in read_tensors(folder / file).items()}
-        raise DataError(f"{folder} has no weights ({', '.join((*_WEIGHT_FILES, *_PICKLED_FILES))})")
+        others = {path.suffixes[-2][1:].partition("-")[0] for path in folder.glob("*.*.*") if path.suffix in _ENDINGS}
+        hint = f"; it has variants: {', '.join(sorted(others))}" if others else ""
+        raise DataError(f"{folder} has no weights ({', '.join((*_WEIGHT_FILES, *_PICKLED_FILES))}){hint}")
 
     return read
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,20 @@ _LIBRARIES = {
     "latent_diffusion": "diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion",
 }
 """What `model_index.json` may name, and the module that has its classes."""
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-def resolve_folder(model: str | Path, download: Callable[..., Any], variant: str | None, **hub_options: Any) -> Path:
-    """The folder `model`, or one that `download` fills from the hub.
+def resolve_folder(
+    model: str | Path, parts: Iterable[str], variant: str | None, *, pickled: bool = False, **hub_options: Any
+) -> Path:
+    """The folder `model`, or that of a model of the hub, where there is a network.
+
+    Args:
+        model: a folder, or a name of the hub.
+        parts: the folders in it that are wanted of the hub.
+        variant: the weights that are wanted: as in diffusers, those of files named `*.VARIANT.safetensors`.
+        pickled: whether `.bin` files are wanted where there are no others.
+        **hub_options: of `huggingface_hub.snapshot_download`.
 
     Raises:
         InputError: there is no such model, or an option is not known.
@@ -41,10 +50,35 @@ def resolve_folder(model: str | Path, download: Callable[..., Any], variant: str
             raise InputError("argument", name, f"be a part or setting of the pipeline, or {', '.join(_HUB_OPTIONS)}")
     if Path(model).is_dir():
         return Path(model)
+    if Path(model).suffix in (".ckpt", ".safetensors", ".pt", ".bin"):
+        raise InputError("model", str(model), "be there: no such file")
     try:
-        return Path(download(str(model), variant=variant, **hub_options))
+        folder = _download(str(model), parts, "safetensors", variant, hub_options)
+        networks = [name for name in parts if (folder / name / "config.json").is_file()] if pickled else []
+        bare = [name for name in networks if not any((folder / name).glob("*.safetensors"))]
+        return _download(str(model), bare, "bin", variant, hub_options) if bare else folder
     except (OSError, ValueError) as error:
-        raise InputError("model", str(model), "be a folder, or a name of the hub that can be reached") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        expected = f"be a folder, or a name of the hub that can be reached ({reason})"
+        raise InputError("model", str(model), expected) from error
+
+
+def _download(
+    model: str, parts: Iterable[str], ending: str, variant: str | None, hub_options: Mapping[str, Any]
+) -> Path:
+    """Parts of a model of the hub: of a network the weights of one variant, and no other things that lie there."""
+    from huggingface_hub import snapshot_download
+
+    weights = [f"*.{variant}.{ending}", f"*.{variant}-*.{ending}"] if variant else [f"*.{ending}"]
+    wanted = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", *weights)]
+    return Path(
+        snapshot_download(
+            model,
+            allow_patterns=["model_index.json", "fast/*", *wanted],
+            ignore_patterns=None if variant else [f"*/*.*.{ending}"],
+            **hub_options,
+        )
+    )
 
 
 def check_replaceable(folder: Path, parts: Iterable[str], argument: str = "save_directory") -> None:

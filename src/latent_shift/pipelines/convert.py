@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
@@ -25,7 +25,7 @@ from latent_shift.models import LatentShiftUNet, LatentVDMUNet, TemporalAttentio
 from latent_shift.models.video_unet import check_option
 from latent_shift.models.weights import load_exactly
 
-from ._sources import Part, Source, read_folder, read_single_file
+from ._sources import FOLDERS, Part, Source, read_folder, read_single_file
 from .components import check_replaceable, check_settings, index_entry, resolve_folder, without_pooling
 from .latent_shift import LatentShiftPipeline
 from .latent_shift_xl import LatentShiftXLPipeline
@@ -83,6 +83,7 @@ def convert_model(
     """
     check_option("to", to, tuple(_UNETS))
     given = _open(source, variant, tokenizer, prediction_type)
+    _check_channels(given)
     layout = _image_layout(given) if to == "image" else _video_layout(given)
     check_replaceable(Path(destination), layout.parts, "destination")
     parameters, new = {}, 0
@@ -116,7 +117,16 @@ def _open(source: str | Path, variant: str | None, tokenizer: str | None, predic
     for name, value in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
         if value is not None:
             raise InputError(name, value, "be given for single files only; a folder has its own")
-    return read_folder(resolve_folder(path, DiffusionPipeline.download, variant), variant)
+    return read_folder(resolve_folder(path, FOLDERS, variant, pickled=True), variant)
+
+
+def _check_channels(source: Source) -> None:
+    """Raises `InputError` for networks that make no picture of noise alone: of inpainting, or that edit pictures."""
+    unet, vae = source.networks["unet"].config, source.networks["vae"].config
+    taken, given, latent = unet.get("in_channels", 4), unet.get("out_channels", 4), vae.get("latent_channels", 4)
+    if not taken == given == latent:
+        expected = f"have a U-Net that takes and gives the {latent} channels of its latents; it takes {taken} and gives"
+        raise InputError("source", source.name, f"{expected} {given}, as those that paint in or edit pictures do")
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,14 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             dtype: as `torch_dtype`; the newer name.
             variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
             **kwargs: parts and settings, by their names in `LatentShiftPipeline`, instead of the folder's; and those of
-                the hub: revision, token, cache_dir, local_files_only, force_download, proxies.
+                the hub: revision, token, cache_dir, local_files_only, force_download.
 
         Raises:
             InputError: a `ValueError`, if the folder is no pipeline, weights do not fit, or an argument is not known.
             DataError: a file in it is damaged or missing.
         """
         given = {name: kwargs.pop(name) for name in (*cls.parts, *cls.settings()) if name in kwargs}
-        folder = resolve_folder(pretrained_model_name_or_path, cls.download, variant=variant, **kwargs)
+        folder = resolve_folder(pretrained_model_name_or_path, cls.parts, variant, **kwargs)
         index = read_index(folder)
         if ("text_encoder_2" in index) != ("text_encoder_2" in cls.parts):
             expected = f"have the parts of a {cls.__name__} (load_pipeline finds the right class)"
