@@ -165,7 +165,7 @@ class PatchAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Reconstructs pictures from the mode of their posterior, or from a sample of it."""
-        posterior = self.encode(sample).latent_dist  # type: ignore[union-attr]
+        posterior = self.encode(sample).latent_dist
         return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode(), return_dict)
 
 

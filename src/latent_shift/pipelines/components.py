@@ -214,11 +214,13 @@ def damaged_files_named(folder: Path, *others: type[Exception]) -> Iterator[None
         folder: where the files are.
         others: what else the libraries in question raise then.
     """
+    usual = (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError)
+    kinds: tuple[type[Exception], ...] = (*usual, *others)
     try:
         yield
     except LatentShiftError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError, *others) as error:
+    except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         # PyTorch's first line ends with a colon; what does not fit is the second.
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
