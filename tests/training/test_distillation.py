@@ -200,6 +200,7 @@ def test_a_student_learns_and_is_fast(make_recipe: MakeRecipe, teacher: Path) ->
     assert exported.scheduler.config.timestep_spacing == "trailing"
     assert exported.config.default_guidance_scale == 1
     assert exported.config.default_noise_correlation == 0.8
+    assert exported.config.distilled_steps == 2  # so it is fast by itself
 
 
 @pytest.mark.parametrize("teacher", ["epsilon"], indirect=True)

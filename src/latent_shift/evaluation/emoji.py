@@ -133,18 +133,19 @@ def evaluate_emoji(
         for name, chosen in emoji_subjects(folder, options.labels, options.seed).items()
         if name in options.sets
     }
-    scheduler, usual_steps = find_scheduler(options.scheduler, options.fast)
-    options = dataclasses.replace(options, scheduler=scheduler, steps=options.steps or usual_steps)
-    if options.fast and base is not None:
+    pipeline = load_pipeline(model, device, dtype, options.fast)
+    if pipeline.is_fast and base is not None:
         raise InputError("base", base, "be left out where the model is fast")
+    scheduler, usual_steps = find_scheduler(options.scheduler, pipeline.is_fast)
+    steps = options.steps or pipeline.config.distilled_steps or usual_steps
+    options = dataclasses.replace(options, scheduler=scheduler, steps=steps, fast=pipeline.is_fast)
 
-    def load(source: str) -> LatentShiftPipeline:
-        loaded = load_pipeline(source, device, dtype, options.fast)
+    def prepare(loaded: LatentShiftPipeline) -> LatentShiftPipeline:
         loaded.scheduler = make_scheduler(scheduler, loaded.scheduler.config)
         loaded.set_progress_bar_config(disable=True)
         return loaded
 
-    pipeline = load(model)
+    prepare(pipeline)
     judge = EmojiJudge(folder, Path(output), pipeline.device, report)
 
     rows: dict[Row, LatentShiftPipeline] = {"model": pipeline}
@@ -153,7 +154,7 @@ def evaluate_emoji(
     if options.floors:
         rows["shift_off"] = pipeline
     if base is not None:
-        rows["base"] = load(base)
+        rows["base"] = prepare(load_pipeline(base, device, dtype))
     hashes = {source: hash_folder(model_folder(source)) for source in (model, base) if source is not None}
     store = {
         row: _store(Path(output), row, hashes[base if row == "base" and base else model], rows[row], options)

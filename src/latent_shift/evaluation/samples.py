@@ -20,7 +20,7 @@ from latent_shift.media import Frames, write_video
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
 
-_VERSION = 2
+_VERSION = 3
 """Of the arithmetic of sampling: another one where a solver changes, so that kept clips are made again."""
 
 Progress = Callable[[str, int, int | None], None]

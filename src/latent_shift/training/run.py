@@ -243,6 +243,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_motion_guidance=recipe.preview.motion_guidance,
         default_noise_correlation=noise_correlation,
         default_seam_frames=recipe.preview.seam_frames,
+        distilled_steps=recipe.distillation.steps or None,
     )
     _check_fit(pipeline)
     for name in ("vae", *text_encoders(pipeline.components)):
