@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_what_a_kill_left_half_written_is_not_seen_and_goes(tmp_path: Path) -> N
     assert found[2] == 1
     save_checkpoint(tmp_path, 2, groups(2.0), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone_and_not_read(tmp_path: Path) -> None:
+    shutil.copytree(save_checkpoint(tmp_path, 4, groups(4.0), {}), tmp_path / "step_00000004.bak")
+    (tmp_path / "step_00000009 (copy)").mkdir()
+    for step in (5, 6):
+        save_checkpoint(tmp_path, step, groups(float(step)), {}, keep=1)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[2] == 6
+    copies = ["step_00000004.bak", "step_00000009 (copy)"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [copies[0], "step_00000006", copies[1]]
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:

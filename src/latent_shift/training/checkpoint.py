@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,9 @@ def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    return sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
+    """The newest first; a copy that somebody made of one (`step_00000100.bak`) is none of the run's."""
+    places = (path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
+    return sorted(places, key=_step, reverse=True)
 
 
 def _step(place: Path) -> int:
