@@ -105,6 +105,15 @@ def test_the_first_step_is_adamw_with_the_first_rate(line_recipe: MakeRecipe) ->
         torch.testing.assert_close(left, right)
 
 
+def test_accumulation_that_the_launch_asks_for_changes_nothing(
+    line_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(LineStage(), line_recipe("plain"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run_stage(LineStage(), line_recipe("launched"))
+    assert_equal(content(line_recipe("launched").output), content(line_recipe("plain").output))
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -197,7 +197,7 @@ class _Run:
                     losses: Tensor = self._losses(part.batch)
                 # The processes' gradients are averaged, so this makes the sum over the whole batch of all of them.
                 scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes * part.weight))
-                accelerator.backward(scaled)
+                scaled.backward()  # type: ignore[no-untyped-call]  # Accelerate's divides by a launch option
             total += losses.detach().sum() * part.weight
             bad += [part.names[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
         (loss,) = self._sum(total.item())
