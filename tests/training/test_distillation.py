@@ -19,6 +19,7 @@ from latent_shift.training import Recipe, train
 from latent_shift.training.config import DiffusionConfig
 from latent_shift.training.denoising import noise_schedule
 from latent_shift.training.distillation import DistillationStage
+from latent_shift.training.networks import autocast
 
 from .conftest import MakeRecipe, make_stage_of
 
@@ -147,6 +148,15 @@ def test_every_process_calls_the_network_as_often(make_student: MakeStudent, mon
     monkeypatch.setattr(stage._accelerator, "gather", lambda _most: torch.tensor([1, 3]))  # another process's
     torch.testing.assert_close(stage.loss(batch), alone)
     assert calls[2:] == [*calls[:1], 1, 1, *calls[1:2]]
+
+
+def test_in_bf16_every_weight_learns(make_student: MakeStudent) -> None:
+    """Steps of the student come before, without gradients: what they leave in autocast's cache is not taken."""
+    stage = make_student(4, 1, precision="bf16")
+    batch = stage.batches.draw(0)
+    with autocast(torch.device("cpu"), "bf16"):
+        stage.loss(batch).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in stage.network.parameters())
 
 
 def test_noise_is_that_of_sampling(make_student: MakeStudent) -> None:
