@@ -299,6 +299,7 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
         ("autoencoder", {"model": {"arguments": {"decoder_layer": 2}}}, "did you mean 'decoder_layers'?"),
         ("video", {"model": {"arguments": {"noise_corelation": 0.5}}}, "did you mean 'noise_correlation'?"),
         ("video", {"model": {"arguments": {"block_out_channels": [8, 24]}}}, "give a network that the weights of"),
+        ("video", {"model": {"video": "vdm"}, "lora": {"rank": 2}}, "lora.rank must be 0 where "),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(

@@ -74,7 +74,7 @@ class DistillationStage(DenoisingStage):
                 moved = self._student_step(latents[rows], step, text[rows], batch.boundary)
                 latents = latents.masked_scatter(rows.view(-1, 1, 1, 1, 1), moved)
             target = self._target(latents, steps, text, batch.boundary)
-        torch.clear_autocast_cache()  # PyTorch before 2.10 would take the weights that were cast above, without a graph
+        torch.clear_autocast_cache()  # casts from above have no graph in older PyTorch (pytorch#165068)
         start = self._times[steps * options.teacher_steps]
         prediction = self._forward(latents, start, text, boundary=batch.boundary, return_dict=False)[0]
         error = weigh_motion(prediction.float() - target, self._recipe.diffusion.motion_weight)

@@ -212,6 +212,9 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         except InputError as error:
             expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
             raise InputError("model.arguments", recipe.model.arguments, expected) from error
+        if recipe.stage == "video" and recipe.lora.rank and unet.frame_mixing_keys - base.unet.state_dict().keys():
+            expected = f"be 0 where {recipe.model.init} lacks the temporal layers of model.video: LoRA learns no new ones"
+            raise InputError("lora.rank", recipe.lora.rank, expected)
         parts: dict[str, Any] = {**base.components, "unet": unet}
         if recipe.model.autoencoder:
             parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
