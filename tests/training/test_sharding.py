@@ -19,7 +19,7 @@ from latent_shift.media import read_video
 from latent_shift.training import train
 from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.report import read_log
-from latent_shift.training.run import _make_stage
+from latent_shift.training.run import _check_launch, _make_stage
 from latent_shift.training.sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
 
 from .conftest import MakeRecipe
@@ -195,6 +195,31 @@ def test_a_sharded_run_draws_saves_goes_on_and_exports_as_one_process_does(
             for recipe in (whole, sharded)
         ]
         assert abs(frames[0] - frames[1]).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (DistributedType.FSDP, r"^--fsdp_version must be 2 \(accelerate launch --use_fsdp --fsdp_version 2\), got 1$"),
+        (DistributedType.DEEPSPEED, r"^accelerate launch must use --multi_gpu, or --use_fsdp .*, got 'DEEPSPEED'$"),
+        (DistributedType.MEGATRON_LM, r"^accelerate launch must use --multi_gpu, or --use_fsdp .*, got 'MEGATRON_LM'$"),
+    ],
+)
+def test_what_this_trainer_cannot_gather_is_refused(
+    kind: DistributedType, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(InputError, match=message):
+        _check_launch(accelerator)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.FSDP])
+def test_copies_and_fsdp2_are_taken(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    _check_launch(accelerator)
 
 
 def test_an_autoencoder_is_not_sharded(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Arithmetic and accumulation are the recipe's and not Accelerate's, so that no launch option changes a result.
 
     Raises:
-        InputError: the recipe's device is not there.
+        InputError: the recipe's device is not there, or the launch asks for another way to share than copies or FSDP2.
         MissingExtraError: a tracker is not installed.
     """
     device = resolve_device(recipe.device)
@@ -102,10 +102,19 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         project_dir=recipe.output,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PEERS_WAIT)],
     )
+    _check_launch(accelerator)
     settings = {key: str(value) for key, value in recipe.model_dump().items()}
     own = {"wandb": {"dir": recipe.output, "name": Path(recipe.output).name}}
     accelerator.init_trackers("latent-shift", config=settings, init_kwargs=own)
     return accelerator
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.FSDP and not getattr(accelerator, "is_fsdp2", False):
+        raise InputError("--fsdp_version", 1, "be 2 (accelerate launch --use_fsdp --fsdp_version 2)")
+    if kind not in (DistributedType.NO, DistributedType.FSDP) and not kind.value.startswith("MULTI_"):
+        raise InputError("accelerate launch", kind.value, "use --multi_gpu, or --use_fsdp --fsdp_version 2")
 
 
 def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
