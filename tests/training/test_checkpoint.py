@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_shift.core.errors import InputError
-from latent_shift.training.checkpoint import latest_checkpoint, save_checkpoint
+from latent_shift.core.errors import DataError, InputError
+from latent_shift.training.checkpoint import checkpoint_state, latest_checkpoint, save_checkpoint
 
 
 def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -71,6 +71,20 @@ def test_a_copy_of_a_checkpoint_is_left_alone_and_not_read(tmp_path: Path) -> No
     assert found[2] == 6
     copies = ["step_00000004.bak", "step_00000009 (copy)"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [copies[0], "step_00000006", copies[1]]
+
+
+def test_the_state_alone_is_read_without_the_tensors(tmp_path: Path) -> None:
+    assert checkpoint_state(tmp_path) is None
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, groups(1.0), {"seconds": step})
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    assert checkpoint_state(tmp_path) == {"seconds": 2}
+    (tmp_path / "step_00000002/manifest.json").write_text("{}")
+    assert checkpoint_state(tmp_path) == {"seconds": 1}
+    (tmp_path / "step_00000001/manifest.json").unlink()
+    with pytest.raises(DataError, match="every checkpoint below .* is damaged; remove the folder to start anew"):
+        checkpoint_state(tmp_path)
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:

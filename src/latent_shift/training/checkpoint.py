@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -78,8 +79,7 @@ def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     Raises:
         DataError: if there are checkpoints and every one is damaged.
     """
-    places = _checkpoints(root)
-    for place in places:
+    for place in _checkpoints(root):
         try:
             manifest = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
             for name, digest in manifest["sha256"].items():
@@ -90,9 +90,26 @@ def latest_checkpoint(root: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
             logger.warning("checkpoint %s is damaged (%s); trying the one before", place.name, error)
             continue
         return groups, manifest["state"], manifest["step"]
-    if places:
-        raise DataError(f"every checkpoint below {root} is damaged; remove the folder to start anew")
+    _refuse_damaged(root)
     return None
+
+
+def checkpoint_state(root: Path) -> dict[str, Any] | None:
+    """The state that the newest checkpoint keeps, or None where there is none; its tensors are not looked at.
+
+    Raises:
+        DataError: if there are checkpoints and no manifest can be read.
+    """
+    for place in _checkpoints(root):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((place / _MANIFEST).read_text(encoding="utf-8"))["state"])
+    _refuse_damaged(root)
+    return None
+
+
+def _refuse_damaged(root: Path) -> None:
+    if has_checkpoints(root):
+        raise DataError(f"every checkpoint below {root} is damaged; remove the folder to start anew")
 
 
 def _checkpoints(root: Path) -> list[Path]:

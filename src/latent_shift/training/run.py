@@ -28,7 +28,7 @@ from latent_shift.pipelines.components import damaged_files_named, text_encoders
 from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
 
 from .autoencoding import AutoencoderStage
-from .checkpoint import has_checkpoints, latest_checkpoint
+from .checkpoint import checkpoint_state, has_checkpoints
 from .config import Recipe
 from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
@@ -164,12 +164,11 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
-    checkpoint = latest_checkpoint(output / "checkpoints")
-    if checkpoint is None:
+    state = checkpoint_state(output / "checkpoints")
+    if state is None:
         return
     if not place.exists():
         raise InputError("output", recipe.output, "be a new folder: it holds checkpoints without their recipe.json")
-    _, state, _ = checkpoint
     before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
         before = Recipe.model_validate(before).model_dump(mode="json")
