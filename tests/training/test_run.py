@@ -58,6 +58,50 @@ def test_a_finished_run_does_nothing_again(
     assert snapshot(Path(recipe.output)) == before
 
 
+def test_a_complete_run_without_its_checkpoints_is_whose_it_was_and_does_not_begin_again(
+    make_recipe: MakeRecipe,
+) -> None:
+    recipe = make_recipe("autoencoder", steps=2)
+    output = train(recipe).parent
+    shutil.rmtree(output / "checkpoints")
+    before = snapshot(output)
+    assert "it holds a run with optimizer.learning_rate" in refused(
+        make_recipe("autoencoder", steps=2, optimizer={"learning_rate": 1e-5})
+    )
+    train(recipe, lambda *_: pytest.fail("a step was made"))
+    gone = "output must be a new folder: it holds a run of 2 steps, whose checkpoints are gone, got "
+    assert refused(make_recipe("autoencoder", steps=3)).startswith(gone)
+    assert snapshot(output) == before
+    shutil.rmtree(output / "model")
+    assert refused(recipe).startswith(gone)
+    (output / "recipe.json").unlink()
+    assert "it holds a model without its recipe.json" in refused(recipe)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["", "of a version whose done.json does not know the settings"])
+def test_a_complete_run_writes_its_model_anew_where_that_is_gone_or_to_be_sampled_otherwise(
+    make_recipe: MakeRecipe, road: Path, tmp_path: Path, old: bool
+) -> None:
+    shutil.copytree(road / "video", tmp_path / "run")
+    done = tmp_path / "run/done.json"
+    if old:
+        facts = json.loads(done.read_text())
+        del facts["settings"]
+        done.write_text(json.dumps(facts))
+    index = tmp_path / "run/model/model_index.json"
+    wanted = {"guidance_scale": 9.0, "motion_guidance": 0.5, "noise_correlation": 0.9, "seam_frames": 2}
+    for preview in (wanted, {**wanted, "guidance_scale": 2.0}):
+        train(make_recipe("video", preview=preview), lambda *_: pytest.fail("a step was made"))
+        written = json.loads(index.read_text())
+        assert {name: written[f"default_{name}"] for name in preview} == preview
+    before = snapshot(tmp_path / "run")
+    train(make_recipe("video", preview=preview))
+    assert snapshot(tmp_path / "run") == before
+    shutil.rmtree(tmp_path / "run/model")
+    train(make_recipe("video", preview=preview), lambda *_: pytest.fail("a step was made"))
+    assert index.is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

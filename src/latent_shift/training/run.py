@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from latent_shift import __version__
 from latent_shift.core.errors import InputError, MissingExtraError
-from latent_shift.core.files import write_json
+from latent_shift.core.files import read_json_object, write_json
 from latent_shift.core.seeding import derive_seed
 from latent_shift.models.layers import lay_out_for_cpu
 from latent_shift.pipelines import LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
@@ -35,7 +35,7 @@ from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network, weights_digest
 from .noise import resolve_noise
 from .sources import data_digest, open_records
-from .trainer import Progress, Stage, run_stage
+from .trainer import Progress, Stage, kept_settings, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ _FREE = frozenset(
     + ("data.source", "data.max_bad_share")
 )
 """Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes,
-where the data are (checkpoints know which they were) and how much of them may be lost."""
+where the data are (checkpoints know which they were) and how much of them may be lost. What a complete run's model
+keeps of `preview` is written into it anew."""
 _PEERS_WAIT = datetime.timedelta(hours=24)
 """How long processes wait for each other: the first one may encode all the data before the others begin."""
 
@@ -65,12 +66,12 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         logger.warning(note)
     output = Path(recipe.output)
     with _claimed(output, recipe):
-        if (output / "done.json").exists() and json.loads((output / "done.json").read_text())["steps"] >= recipe.steps:
+        if _is_complete(output, recipe):
             logger.info("%s is complete", output)
             return output / "model"
         facts = {"latent_shift": __version__, "torch": torch.__version__, "recipe": recipe.model_dump(mode="json")}
-        write_json(output / "recipe.json", facts)
         accelerator = make_accelerator(recipe)
+        write_json(output / "recipe.json", facts)  # when all processes are here, and have read the one before
         logger.info("processes: %d, on %s", accelerator.num_processes, accelerator.device)
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
             stage = _make_stage(recipe, accelerator)
@@ -165,10 +166,12 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
 def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
     state = checkpoint_state(output / "checkpoints")
-    if state is None:
+    if state is None and not (output / "done.json").exists():
         return
     if not place.exists():
-        raise InputError("output", recipe.output, "be a new folder: it holds checkpoints without their recipe.json")
+        held = "a model without its" if state is None else "checkpoints without their"
+        raise InputError("output", recipe.output, f"be a new folder: it holds {held} recipe.json")
+    state = state or {}
     before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
         before = Recipe.model_validate(before).model_dump(mode="json")
@@ -191,6 +194,25 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
         if data_digest(records, recipe.data.balance_by) != state["data"]:
             expected = "hold the records and captions that the run began with, or output be a new folder"
             raise InputError("data.source", recipe.data.source, expected)
+
+
+def _is_complete(output: Path, recipe: Recipe) -> bool:
+    """Whether nothing is left to do: all steps are done, and the model is there, with the settings of the recipe.
+
+    Raises:
+        InputError: something is left, and the checkpoints to do it from are gone.
+    """
+    if not (output / "done.json").exists():
+        return False
+    done, wanted = read_json_object(output / "done.json"), kept_settings(recipe)
+    begun_with = read_json_object(output / "recipe.json")["recipe"].get("preview", {})
+    given = done.get("settings", {name: begun_with.get(name, value) for name, value in wanted.items()})
+    if done["steps"] >= recipe.steps and (output / "model").is_dir() and given == wanted:
+        return True
+    if not has_checkpoints(output / "checkpoints"):
+        expected = f"be a new folder: it holds a run of {done['steps']} steps, whose checkpoints are gone"
+        raise InputError("output", recipe.output, expected)
+    return False
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,7 +243,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
             raise InputError("model.arguments", recipe.model.arguments, expected) from error
         if recipe.stage == "video" and recipe.lora.rank and unet.frame_mixing_keys - base.unet.state_dict().keys():
-            expected = f"be 0 where {recipe.model.init} lacks the temporal layers of model.video: LoRA learns no new ones"
+            expected = f"be 0 where {recipe.model.init} lacks the temporal layers of model.video: LoRA adds none"
             raise InputError("lora.rank", recipe.lora.rank, expected)
         parts: dict[str, Any] = {**base.components, "unet": unet}
         if recipe.model.autoencoder:

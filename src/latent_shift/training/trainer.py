@@ -82,6 +82,12 @@ class NonFiniteLossError(LatentShiftError):
     """The loss, or its gradient, is NaN or infinite."""
 
 
+def kept_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a model keeps of its recipe besides what it learned: how it is sampled where a user does not say."""
+    names = ("guidance_scale", "motion_guidance", "noise_correlation", "seam_frames")
+    return {name: getattr(recipe.preview, name) for name in names}
+
+
 def run_stage(
     stage: Stage, recipe: Recipe, progress: Progress | None = None, accelerator: Accelerator | None = None
 ) -> None:
@@ -152,7 +158,8 @@ class _Run:
             self._stage.export(output / "model")
         if main:
             with clear_write_errors(str(output / "done.json"), "the last checkpoint stays"):
-                write_json(output / "done.json", {"steps": recipe.steps, "seconds": round(clock.seconds, 1)})
+                facts = {"steps": recipe.steps, "seconds": round(clock.seconds, 1), "settings": kept_settings(recipe)}
+                write_json(output / "done.json", facts)
         self._accelerator.wait_for_everyone()
 
     def _preview_folder(self, step: int) -> Path:
