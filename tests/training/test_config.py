@@ -54,6 +54,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"stage": "image", "model": {"autoencoder": "a"}}, "the image stage needs model.autoencoder and"),
         ({"stage": "video"}, "the video stage needs model.init, a text-to-image model"),
         ({"data": DATA | {"size": 32}}, "autoencoder_loss.crop, 64, is larger than data.size"),
+        ({"data": DATA | {"size": 100}}, "data.size, 100, is no multiple of 8, the autoencoder's factor"),
         ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),
         ({"diffusion": {"zero_terminal_snr": True}}, "zero_terminal_snr needs prediction_type = 'v_prediction'"),
         ({"autoencoder_loss": {"crop": 20}}, "autoencoder_loss.crop must be valid (Input should be a multiple of 8)"),

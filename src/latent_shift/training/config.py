@@ -244,6 +244,8 @@ class Recipe(Config):
             raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
             raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
+        if self.stage == "autoencoder" and self.data.size % 8:
+            raise ValueError(f"data.size, {self.data.size}, is no multiple of 8, the autoencoder's factor")
         if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:
             raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
         if self.stage == "video" and not self.model.init:
