@@ -92,7 +92,10 @@ def make_recipe(make_tree: MakeTree, road: Path, tmp_path: Path) -> MakeRecipe:
         changes["model"] = {**models[stage], **changes.get("model", {})}
         if stage == "autoencoder" and "init" in changes["model"]:
             changes["model"] |= {"arguments": {}}
-        return parse_config(Recipe, make_tree(stage, tmp_path / output, **changes))
+        tree = make_tree(stage, tmp_path / output, **changes)
+        if not tree.get("diffusion", {}).get("image_share") and "image_batch_size" not in changes:
+            tree.pop("image_batch_size", None)
+        return parse_config(Recipe, tree)
 
     return make
 

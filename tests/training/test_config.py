@@ -54,6 +54,10 @@ def test_the_defaults_are_the_papers() -> None:
         ({"stage": "image", "model": {"autoencoder": "a"}}, "the image stage needs model.autoencoder and"),
         ({"stage": "video"}, "the video stage needs model.init, a text-to-image model"),
         ({"data": DATA | {"size": 32}}, "autoencoder_loss.crop, 64, is larger than data.size"),
+        (
+            {"stage": "video", "model": {"init": "m"}, "data": DATA | {"num_frames": 1}},
+            "the video stage needs data.num_frames of 2 or more, not 1",
+        ),
         ({"data": DATA | {"size": 100}}, "data.size, 100, is no multiple of 8, the autoencoder's factor"),
         ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),
         ({"diffusion": {"zero_terminal_snr": True}}, "zero_terminal_snr needs prediction_type = 'v_prediction'"),
@@ -106,8 +110,24 @@ STUDENT: dict[str, Any] = {
         (IMAGE, {"model": {"init": "m", "text_encoder": "t"}}, "model.text_encoder changes nothing with model.init"),
         (IMAGE, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing with model.init"),
         (VIDEO, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing in the video stage"),
-        (VIDEO, {"distillation": {"teacher_steps": 2}}, "distillation changes nothing without distillation.steps"),
-        (VIDEO, {"lora": {"alpha": 2.0}}, "lora changes nothing without lora.rank"),
+        (VIDEO, {"distillation": {"teacher_steps": 2}}, "distillation.teacher_steps changes nothing without d"),
+        (VIDEO, {"image_batch_size": 3}, "image_batch_size changes nothing without diffusion.image_share"),
+        (
+            VIDEO | {"optimizer": {"lr_scheduler": "constant"}},
+            {"optimizer": {"lr_scheduler": "constant", "decay_fraction": 0.9}},
+            "optimizer.decay_fraction changes nothing with a constant optimizer.lr_scheduler",
+        ),
+        (
+            {"model": {"init": "a"}},
+            {"autoencoder_loss": {"kl_weight": 0.1}},
+            "autoencoder_loss.kl_weight changes nothing with model.init",
+        ),
+        (
+            IMAGE,
+            {"preview": {"noise_correlation": 0.5}},
+            "preview.noise_correlation changes nothing in the image stage",
+        ),
+        (VIDEO, {"lora": {"alpha": 2.0}}, "lora.alpha changes nothing without lora.rank"),
         (STUDENT, {"diffusion": {"min_snr_gamma": 5.0}}, "diffusion.min_snr_gamma changes nothing in a distillation"),
     ],
 )

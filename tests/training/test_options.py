@@ -49,7 +49,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "optimizer.betas": ("video", {}, [0.5, 0.9]),
     "optimizer.weight_decay": ("video", {"optimizer": {"learning_rate": 1e-2}}, 0.9),
     "optimizer.warmup_steps": ("video", {}, 0),
-    "optimizer.lr_scheduler": ("video", {"optimizer": {"decay_fraction": 0.9}}, "constant"),
+    "optimizer.lr_scheduler": ("video", {"optimizer": {"decay_fraction": 0.9}}, "cosine"),
     "optimizer.decay_fraction": ("video", {}, 0.9),
     "optimizer.max_grad_norm": ("video", {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}}, 1e-9),
     "optimizer.ema_decay": ("video", {}, 0.05),

@@ -137,6 +137,35 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(make_recipe: MakeRecipe)
     assert "it holds a run with autoencoder_loss.latent_noise = 0.0, not 0.1" in refused(changed)
 
 
+def test_a_run_goes_on_without_a_setting_that_changed_nothing_and_was_taken_before(make_recipe: MakeRecipe) -> None:
+    constant: dict[str, Any] = {"optimizer": {"lr_scheduler": "constant"}}
+    train(make_recipe("autoencoder", steps=1, **constant))
+    place = Path(make_recipe("autoencoder").output) / "recipe.json"
+    facts = json.loads(place.read_text())
+    facts["recipe"]["optimizer"]["decay_fraction"] = 0.9
+    facts["recipe"]["lora"]["alpha"] = 3.0
+    del facts["recipe"]["autoencoder_loss"]["kl_weight"]
+    place.write_text(json.dumps(facts))
+    assert train(make_recipe("autoencoder", steps=2, **constant)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"lora": {"rank": 2}}, "lora.rank = 2, not 0"),
+        (
+            {"distillation": {"steps": 2}, "preview": {"num_inference_steps": 2, "guidance_scale": 1.0}},
+            "distillation.steps = 2, not 0",
+        ),
+    ],
+)
+def test_what_decides_whether_others_are_used_may_not_change(
+    make_recipe: MakeRecipe, given: dict[str, Any], key: str
+) -> None:
+    train(make_recipe("video", steps=1, model={"arguments": {}}, **given))
+    assert f"it holds a run with {key}" in refused(make_recipe("video", steps=2, model={"arguments": {}}))
+
+
 def test_what_changes_no_result_may_change(make_recipe: MakeRecipe) -> None:
     train(make_recipe("autoencoder", steps=2))
     steps: list[int] = []

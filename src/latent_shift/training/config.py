@@ -234,7 +234,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         self._check_stage()
-        for key, why in self._unused():
+        for key, why in self.unused():
             if _is_given(self, key):
                 raise ValueError(f"{key} changes nothing {why}; leave it out")
         return self
@@ -250,13 +250,15 @@ class Recipe(Config):
             raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
         if self.stage == "video" and not self.model.init:
             raise ValueError("the video stage needs model.init, a text-to-image model")
+        if self.stage == "video" and self.data.num_frames < 2:
+            raise ValueError(f"the video stage needs data.num_frames of 2 or more, not {self.data.num_frames}")
         steps = self.distillation.steps
         if steps and self.stage != "video":
             raise ValueError("distillation.steps is for the video stage")
         if steps and (self.preview.num_inference_steps, self.preview.guidance_scale) != (steps, 1):
             raise ValueError(f"distillation needs preview.num_inference_steps = {steps} and preview.guidance_scale = 1")
 
-    def _unused(self) -> Iterator[tuple[str, str]]:
+    def unused(self) -> Iterator[tuple[str, str]]:
         """What this run never looks at: dotted keys of fields or of whole tables, and for which runs that is so."""
         for key in _UNUSED[self.stage]:
             yield key, f"in the {self.stage} stage"
@@ -266,12 +268,18 @@ class Recipe(Config):
             )
         if self.model.init and self.stage == "autoencoder":
             yield "model.arguments", "with model.init, whose network goes on learning"
+            yield "autoencoder_loss.kl_weight", "with model.init, whose encoder stays as it is"
+        if self.stage == "video" and not self.diffusion.image_share:
+            yield "image_batch_size", "without diffusion.image_share"
+        if self.optimizer.lr_scheduler == "constant":
+            yield "optimizer.decay_fraction", "with a constant optimizer.lr_scheduler"
         if self.distillation.steps:
             yield from ((f"diffusion.{name}", "in a distillation") for name in ("min_snr_gamma", "random_phase"))
-        else:
-            yield "distillation", "without distillation.steps"
-        if not self.lora.rank:
-            yield "lora", "without lora.rank"
+        for table, decider in (("distillation", "steps"), ("lora", "rank")):
+            options = getattr(self, table)
+            if not getattr(options, decider):
+                others = [name for name in type(options).model_fields if name != decider]
+                yield from ((f"{table}.{name}", f"without {table}.{decider}") for name in others)
 
 
 _UNUSED: dict[str, tuple[str, ...]] = {
@@ -284,7 +292,7 @@ _UNUSED: dict[str, tuple[str, ...]] = {
     "image": (
         *("image_batch_size", "autoencoder_loss", "distillation"),
         *("diffusion.motion_weight", "diffusion.circular_share", "diffusion.random_phase", "diffusion.joint_images"),
-        *("preview.motion_guidance", "preview.seam_frames"),
+        *("preview.motion_guidance", "preview.noise_correlation", "preview.seam_frames"),
     ),
     "video": ("autoencoder_loss", "model.text_encoder", "model.max_tokens"),
 }

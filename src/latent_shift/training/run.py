@@ -173,7 +173,9 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
         held = "a model without its" if state is None else "checkpoints without their"
         raise InputError("output", recipe.output, f"be a new folder: it holds {held} recipe.json")
     state = state or {}
-    before = json.loads(place.read_text(encoding="utf-8"))["recipe"]
+    before, unused = json.loads(place.read_text(encoding="utf-8"))["recipe"], [key for key, _ in recipe.unused()]
+    for key in unused:  # versions before this one took more of them
+        _drop(before, key)
     with contextlib.suppress(ValidationError):  # settings that this version added have their defaults
         before = Recipe.model_validate(before).model_dump(mode="json")
     ours, theirs = dict(_flat(resolved)), dict(_flat(before))
@@ -183,6 +185,7 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     bound = {"preview.noise_correlation"} if recipe.distillation.steps else set()  # there it is that of training
     for key in sorted(ours.keys() | theirs.keys()):
         is_free = key not in bound and (key in free or key.partition(".")[0] in free)
+        is_free |= any(f"{key}.".startswith(f"{name}.") for name in unused)
         if not is_free and ours.get(key) != theirs.get(key):
             expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
             raise InputError("output", recipe.output, expected)
@@ -214,6 +217,14 @@ def _is_complete(output: Path, recipe: Recipe) -> bool:
         expected = f"be a new folder: it holds a run of {done['steps']} steps, whose checkpoints are gone"
         raise InputError("output", recipe.output, expected)
     return False
+
+
+def _drop(tree: dict[str, Any], key: str) -> None:
+    name, _, rest = key.partition(".")
+    if not rest:
+        tree.pop(name, None)
+    elif isinstance(tree.get(name), dict):
+        _drop(tree[name], rest)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
