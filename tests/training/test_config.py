@@ -66,6 +66,18 @@ def test_the_defaults_are_the_papers() -> None:
         ({"steps": 0}, "steps must be valid (Input should be greater than or equal to 1), got 0"),
         ({"batch_size": 0}, "batch_size must be valid"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate must be valid"),
+        (
+            {"optimizer": {"learning_rate": float("inf")}},
+            "optimizer.learning_rate must be valid (Input should be a finite number), got inf",
+        ),
+        ({"optimizer": {"max_grad_norm": float("nan")}}, "optimizer.max_grad_norm must be valid"),
+        (
+            {"optimizer": {"betas": [0.9, 1.5]}},
+            "optimizer.betas.1 must be valid (Input should be less than 1), got 1.5",
+        ),
+        ({"optimizer": {"betas": [-0.1, 0.9]}}, "optimizer.betas.0 must be valid"),
+        ({"diffusion": {"beta_start": 1.5}}, "diffusion.beta_start must be valid (Input should be less than 1)"),
+        ({"diffusion": {"motion_weight": float("inf")}}, "diffusion.motion_weight must be valid"),
         ({"optimizer": {"ema_decay": 1.0}}, "optimizer.ema_decay must be valid"),
         ({"optimizer": {"decay_fraction": 1.5}}, "optimizer.decay_fraction must be valid"),
         ({"diffusion": {"caption_dropout": 1.1}}, "diffusion.caption_dropout must be valid"),
@@ -79,6 +91,11 @@ def test_what_does_not_fit_is_one_line(changes: dict[str, Any], message: str) ->
         parse_config(Recipe, {**MINIMAL, **changes})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_gradients_need_no_bound() -> None:
+    recipe = parse_config(Recipe, MINIMAL | {"optimizer": {"max_grad_norm": float("inf")}})
+    assert recipe.optimizer.max_grad_norm == float("inf")
 
 
 IMAGE: dict[str, Any] = {"stage": "image", "model": {"autoencoder": "a", "text_encoder": "t"}}

@@ -372,6 +372,7 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
         ("autoencoder", {"model": {"arguments": {"decoder_layer": 2}}}, "did you mean 'decoder_layers'?"),
         ("video", {"model": {"arguments": {"noise_corelation": 0.5}}}, "did you mean 'noise_correlation'?"),
         ("video", {"model": {"arguments": {"block_out_channels": [8, 24]}}}, "give a network that the weights of"),
+        ("autoencoder", {"model": {"arguments": {"in_channels": 1}}}, "in_channels must be 3: pictures are RGB, got 1"),
         ("image", {"data": {"size": 20}}, "data.size must be a positive multiple of 16, got 20"),
         ("video", {"data": {"size": 24, "cache": ""}}, "data.size must be a positive multiple of 16, got 24"),
         ("video", {"model": {"video": "vdm"}, "lora": {"rank": 2}}, "lora.rank must be 0 where "),

@@ -169,6 +169,9 @@ class AutoencoderStage:
 
     def _make_network(self, recipe: Recipe) -> PatchAutoencoderKL:
         if not recipe.model.init:
+            for key in ("in_channels", "out_channels"):
+                if recipe.model.arguments.get(key, 3) != 3:
+                    raise InputError(f"model.arguments.{key}", recipe.model.arguments[key], "be 3: pictures are RGB")
             torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
             return make_network(PatchAutoencoderKL, recipe.model.arguments)  # type: ignore[no-any-return]
         network = load_autoencoder(Path(recipe.model.init), "model.init")

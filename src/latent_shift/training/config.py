@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from latent_shift.core.config import Config
 from latent_shift.data.config import ClipConfig
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(ClipConfig):
@@ -46,7 +48,13 @@ class ModelConfig(Config):
     """Arguments of the network that this stage makes: `PatchAutoencoderKL` or the U-Net."""
 
 
-class LoraConfig(Config):
+class _Finite(Config):
+    """A table whose numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class LoraConfig(_Finite):
     """Low-rank finetuning (arXiv:2106.09685) instead of all weights (extra `lora`)."""
 
     rank: int = Field(0, ge=0)
@@ -59,14 +67,14 @@ class LoraConfig(Config):
     """File of updates to go on from, of the same rank, alpha and layers; they start from zero where it is empty."""
 
 
-class OptimizerConfig(Config):
+class OptimizerConfig(_Finite):
     """Adam with linear warm-up, a constant part and a fall to zero."""
 
     name: Literal["adamw", "adam", "adamw8bit"] = "adamw"
     """AdamW, Adam (weight decay is then part of the gradient), or AdamW with 8-bit state (extra `adam8bit`)."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.99)
     """Decay rates of the two moments."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay."""
@@ -76,13 +84,13 @@ class OptimizerConfig(Config):
     """How the rate falls at the end; "constant" does not."""
     decay_fraction: float = Field(0.4, ge=0, le=1)
     """Share of all steps, at the end, over which the rate falls to zero."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
+    """Gradients are clipped to this norm; inf clips none."""
     ema_decay: float = Field(0.9995, ge=0, lt=1)
     """The average's decay is min(ema_decay, (step + 1) / (step + 10)); the paper's is 0.9999."""
 
 
-class AutoencoderLossConfig(Config):
+class AutoencoderLossConfig(_Finite):
     """L1 + image gradients + KL."""
 
     gradient_weight: float = Field(1.0, ge=0)
@@ -96,7 +104,7 @@ class AutoencoderLossConfig(Config):
     """Training works on random crops of this height and width; a multiple of the autoencoder's factor."""
 
 
-class DiffusionConfig(Config):
+class DiffusionConfig(_Finite):
     """The noise process and its loss (Eqs. 1, 2, 4, 5; Table 6). The defaults are the paper's.
 
     What a recipe does not say of the process (the first six fields) is that of `model.init`, where there is one.
@@ -104,7 +112,7 @@ class DiffusionConfig(Config):
 
     num_train_timesteps: int = Field(1000, ge=2)
     """T."""
-    beta_start: float = Field(8.5e-4, gt=0)
+    beta_start: float = Field(8.5e-4, gt=0, lt=1)
     """First beta."""
     beta_end: float = Field(1.2e-2, gt=0, lt=1)
     """Last beta."""
@@ -147,7 +155,7 @@ class DiffusionConfig(Config):
         return self
 
 
-class DistillationConfig(Config):
+class DistillationConfig(_Finite):
     """A student of few steps, without guidance, instead of a model of data (`latent_shift.training.distillation`)."""
 
     steps: int = Field(0, ge=0)
@@ -158,7 +166,7 @@ class DistillationConfig(Config):
     """The teacher's; its model's own where it is not given."""
 
 
-class PreviewConfig(Config):
+class PreviewConfig(_Finite):
     """Samples with fixed seeds, made by the pipeline that users run."""
 
     every: int = Field(1000, ge=1)
