@@ -332,6 +332,8 @@ def test_two_runs_do_not_share_a_folder(make_recipe: MakeRecipe) -> None:
     [
         ({}, "zero", 2.0),
         ({"diffusion": {"circular_share": 0.5}}, "circular", 2.0),
+        ({"diffusion": {"circular_share": 1.0}, "init": "zero"}, "circular", 2.0),
+        ({"diffusion": {"circular_share": 0.5}, "init": "zero"}, "zero", 2.0),
         ({"model": {"arguments": {"default_boundary": "circular"}}}, "circular", 2.0),
         ({"data": {"num_frames": 2, "duration_s": 0.2}}, "zero", 10.0),
     ],
@@ -340,9 +342,10 @@ def test_a_model_is_sampled_as_it_was_trained(
     make_recipe: MakeRecipe, road: Path, tmp_path: Path, changes: dict[str, Any], boundary: str, fps: float
 ) -> None:
     init = Path(shutil.copytree(road / "video/model", tmp_path / "init"))
-    for file, key, value in (("unet/config.json", "default_boundary", "circular"), ("model_index.json", "fps", 2.0)):
+    own = changes.get("init", "circular")
+    for file, key, value in (("unet/config.json", "default_boundary", own), ("model_index.json", "fps", 2.0)):
         (init / file).write_text(json.dumps({**json.loads((init / file).read_text()), key: value}))
-    changes = {"diffusion": {"circular_share": 0.0}, **changes}
+    changes = {"diffusion": {"circular_share": 0.0}} | {key: changes[key] for key in changes if key != "init"}
     changes["model"] = {"init": str(init), "arguments": {}, **changes.get("model", {})}
     pipeline = make_stage_of(make_recipe("video", **changes)).pipeline
     assert pipeline.unet.config.default_boundary == boundary

@@ -246,8 +246,9 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
             raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
         arguments = dict(recipe.model.arguments)
-        if recipe.stage == "video" and not recipe.diffusion.circular_share:  # it would be sampled as it never was seen
-            arguments.setdefault("default_boundary", "zero")
+        share = recipe.diffusion.circular_share
+        if recipe.stage == "video" and share in (0, 1):  # else it would be sampled as it never was seen
+            arguments.setdefault("default_boundary", "circular" if share else "zero")
         unet = make_network(unet_class, arguments, base.unet.config)
         try:
             unet.load_image_state_dict(base.unet.state_dict())
