@@ -644,7 +644,7 @@ def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage
     recipe = make_recipe("video", lora={"rank": 2}, steps=2, optimizer={"learning_rate": 0.05})
     train(recipe)
     file = Path(recipe.output) / "lora/pytorch_lora_weights.safetensors"
-    network = make_stage("video", lora={"rank": 2, "init": str(file)}).network
+    network = make_stage("video", output="next", lora={"rank": 2, "init": str(file)}).network
     for name, learned in load_file(file).items():
         own = network.get_parameter(name.removeprefix("unet.").replace(".weight", ".default.weight"))
         assert torch.equal(own, learned.float())
@@ -652,11 +652,15 @@ def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage
     message = "lora.init must have updates of the layers, the rank and the alpha of the recipe, got"
     for other in ({"rank": 3}, {"rank": 2, "alpha": 3.0}, {"rank": 2, "target_modules": ["conv1"]}):
         with pytest.raises(InputError, match=message):
-            make_stage("video", lora={**other, "init": str(file)})
+            make_stage("video", output="next", lora={**other, "init": str(file)})
+    begun: dict[str, Any] = {"lora": {"rank": 2, "init": str(shutil.copy(file, tmp_path / "begun.safetensors"))}}
+    train(make_recipe("video", "second", steps=1, **begun))
+    (tmp_path / "begun.safetensors").unlink()  # a checkpoint has what was learned since
+    assert train(make_recipe("video", "second", steps=2, **begun)).is_dir()
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"damaged.safetensors is no file of LoRA updates that can be read"):
-        make_stage("video", lora={"rank": 2, "init": str(damaged)})
+        make_stage("video", output="next", lora={"rank": 2, "init": str(damaged)})
 
 
 @pytest.mark.parametrize("changed", [{"rank": 3}, {"alpha": 1.0}, {"target_modules": ["to_q"]}, {"rank": 0}])

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.training import Recipe, run, train
+from latent_shift.training.networks import weights_digest
 from latent_shift.training.report import read_log
 from latent_shift.training.trainer import TrainingInterrupted
 
@@ -299,11 +300,42 @@ def test_a_run_goes_on_from_its_own_weights_alone(
     )
     before = load_file(weights)
     save_file({key: value + 0.5 for key, value in before.items()}, weights, {"format": "pt"})
-    expected = "model must hold the weights that the run began from, or output be a new folder, got "
+    expected = "model must hold the weights and configurations that the run began from, or output be a new folder, got "
     for steps in (1, 2):
         assert refused(make_recipe(stage, steps=steps, model=model)).startswith(expected)
     save_file(before, weights, {"format": "pt"})
     assert train(make_recipe(stage, steps=2, model=model)).is_dir()
+
+
+def test_a_run_goes_on_where_its_model_was_moved_and_has_more_beside_its_parts(
+    make_recipe: MakeRecipe, road: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(road / "image/model", tmp_path / "init")
+    train(make_recipe("video", steps=1, model={"init": str(tmp_path / "init")}))
+    moved = (tmp_path / "init").rename(tmp_path / "moved")
+    (moved / "fast").mkdir()
+    save_file({"a": torch.zeros(1)}, moved / "fast/pytorch_lora_weights.safetensors")
+    assert train(make_recipe("video", steps=2, model={"init": str(moved)})).is_dir()
+    config = moved / "unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_fold": 4}))
+    message = refused(make_recipe("video", steps=3, model={"init": str(moved)}))
+    assert message.startswith("model must hold the weights and configurations that the run began from, or output be ")
+
+
+def test_a_checkpoint_that_knows_weights_alone_goes_on(make_recipe: MakeRecipe, road: Path, tmp_path: Path) -> None:
+    init = {"init": str(shutil.copytree(road / "image/model", tmp_path / "init"))}
+    recipe = make_recipe("video", steps=1, model=init)
+    train(recipe)
+    (place,) = (tmp_path / "run/checkpoints").iterdir()
+    manifest = json.loads((place / "manifest.json").read_text())
+    del manifest["state"]["parts"]
+    manifest["state"]["weights"] = weights_digest(recipe.model, parts_alone=False)
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "init").rename(tmp_path / "moved")
+    moved = make_recipe("video", steps=2, model={"init": str(tmp_path / "moved")})
+    assert "it holds a run with model.init = " in refused(moved)
+    (tmp_path / "moved").rename(tmp_path / "init")
+    assert train(make_recipe("video", steps=2, model=init)).is_dir()
 
 
 def test_a_text_encoder_without_a_pooling_layer_is_loaded(road: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from latent_shift.pipelines.schedulers import DEFAULT_STEPS
 from latent_shift.pipelines.text import logger as text_logger
 
 from .batches import Batch, CachedSamples, DenoisingBatches, LiveSamples, Samples
+from .checkpoint import has_checkpoints
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, load_lora, save_lora
@@ -56,7 +57,7 @@ class DenoisingStage:
         if recipe.lora.rank:
             torch.manual_seed(derive_seed(recipe.seed, "lora"))
             add_lora(self.network, recipe.lora)
-            if recipe.lora.init:
+            if recipe.lora.init and not has_checkpoints(Path(recipe.output) / "checkpoints"):
                 load_lora(self.network, Path(recipe.lora.init))
         self._forward = torch.compile(self.network) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from latent_shift.core.errors import InputError
 from latent_shift.data.identity import file_key
 from latent_shift.data.sources import files_below
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
-from latent_shift.pipelines.components import load_component
+from latent_shift.pipelines.components import load_component, read_index
 from latent_shift.pipelines.loading import model_folder
 
 from .config import ModelConfig
@@ -28,11 +28,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def weights_digest(model: ModelConfig) -> str | None:
-    """SHA-256 of the names, sizes and samples of the bytes of the weights that a run begins from or keeps frozen.
+def weights_digest(model: ModelConfig, parts_alone: bool = True) -> str | None:
+    """SHA-256 of the names, sizes and samples of the bytes of what a run begins from or keeps frozen.
 
     Args:
         model: of a recipe.
+        parts_alone: the weights and configurations of the parts that are loaded; else every weight below the folders,
+            as in older checkpoints.
 
     Returns:
         None where one of its folders is not there any more.
@@ -46,9 +48,23 @@ def weights_digest(model: ModelConfig) -> str | None:
             folder = Path(source) if Path(source).is_dir() else model_folder(source)
         except InputError:
             return None
-        for file in sorted(file for file in files_below(folder) if file.suffix == ".safetensors"):
+        files = _files_of_parts(folder, name) if parts_alone else files_below(folder)
+        kinds = (".safetensors", ".json") if parts_alone else (".safetensors",)
+        for file in sorted(file for file in files if file.suffix in kinds):
             digest.update(f"{name} {file.relative_to(folder).as_posix()} {file_key(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _files_of_parts(folder: Path, source: str) -> Iterator[Path]:
+    """What is loaded of a folder that a recipe names as `init`, `autoencoder` or `text_encoder`."""
+    parts = [folder]
+    if source == "text_encoder":
+        parts = [folder / "text_encoder", folder / "tokenizer"]
+    elif source == "init" and (folder / "model_index.json").exists():
+        parts = [folder / name for name in read_index(folder)]
+    for part in parts:
+        if part.is_dir():
+            yield from part.iterdir()
 
 
 def load_autoencoder(folder: Path, argument: str) -> PatchAutoencoderKL:

@@ -46,8 +46,9 @@ _FREE = frozenset(
     + ("data.source", "data.max_bad_share")
 )
 """Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes,
-where the data are (checkpoints know which they were) and how much of them may be lost. What a complete run's model
-keeps of `preview` is written into it anew."""
+where the data are (checkpoints know which they were) and how much of them may be lost. So may the folders of
+models, where checkpoints know what was in them. What a complete run's model keeps of `preview` is written into it
+anew."""
 _PEERS_WAIT = datetime.timedelta(hours=24)
 """How long processes wait for each other: the first one may encode all the data before the others begin."""
 
@@ -182,6 +183,10 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
     for tree in (ours, theirs):  # a cache may be anywhere, but its clips are not those that are decoded as they come
         tree["data.cache"] = "a folder" if tree.get("data.cache") else ""
     free = _FREE if "data" in state else _FREE - {"data.source"}  # which older checkpoints do not know
+    parts_alone = "parts" in state  # older checkpoints know "weights", which say nothing of how a network is configured
+    weights = weights_digest(recipe.model, parts_alone)
+    if parts_alone and weights is not None:
+        free |= {"model.init", "model.autoencoder", "model.text_encoder"}
     bound = {"preview.noise_correlation"} if recipe.distillation.steps else set()  # there it is that of training
     for key in sorted(ours.keys() | theirs.keys()):
         is_free = key not in bound and (key in free or key.partition(".")[0] in free)
@@ -189,10 +194,10 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
         if not is_free and ours.get(key) != theirs.get(key):
             expected = f"be a new folder: it holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
             raise InputError("output", recipe.output, expected)
-    weights = weights_digest(recipe.model)
-    if None not in (weights, state.get("weights")) and weights != state["weights"]:
+    if None not in (weights, kept := state.get("parts", state.get("weights"))) and weights != kept:
         sources = ", ".join(filter(None, (recipe.model.init, recipe.model.autoencoder, recipe.model.text_encoder)))
-        raise InputError("model", sources, "hold the weights that the run began from, or output be a new folder")
+        expected = "hold the weights and configurations that the run began from, or output be a new folder"
+        raise InputError("model", sources, expected)
     if "data" in state:
         records = open_records(recipe.data.source, recipe.stage)
         if data_digest(records, recipe.data.balance_by) != state["data"]:

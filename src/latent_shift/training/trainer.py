@@ -254,7 +254,7 @@ class _Run:
             if len(self._quarantine):
                 logger.info("%d files could not be read: %s", len(self._quarantine), self._quarantine.path)
             kept = {**state, "scaler": scaler, "unread": self._unread}
-            kept |= {"data": self._stage.data_digest, "weights": self._weights}
+            kept |= {"data": self._stage.data_digest, "parts": self._weights}
             save_checkpoint(place, step, groups, kept, recipe.keep_checkpoints, recipe.keep_every)
             plot_losses(self._output / "log.jsonl", self._output / "loss.png")
         self._accelerator.wait_for_everyone()
