@@ -663,6 +663,18 @@ def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage
         make_stage("video", output="next", lora={"rank": 2, "init": str(damaged)})
 
 
+def test_lora_of_the_images_of_a_vdm_model_goes_on(make_recipe: MakeRecipe) -> None:
+    vdm: dict[str, Any] = {"video": "vdm"}
+    init = str(train(make_recipe("image", "first", steps=1, model=vdm)))
+    model = {**vdm, "init": init, "arguments": {}, "autoencoder": "", "text_encoder": "", "max_tokens": 24}
+    for steps in (1, 2):
+        recipe = make_recipe("image", "second", steps=steps, model=model, lora={"rank": 2})
+        assert train(recipe).is_dir()
+    found = latest_checkpoint(Path(recipe.output) / "checkpoints")
+    assert found is not None
+    assert not any(".temporal_attentions." in name for name in found[0]["network"])
+
+
 @pytest.mark.parametrize("changed", [{"rank": 3}, {"alpha": 1.0}, {"target_modules": ["to_q"]}, {"rank": 0}])
 def test_every_option_of_lora_changes_the_model(make_recipe: MakeRecipe, changed: dict[str, Any]) -> None:
     weights = []

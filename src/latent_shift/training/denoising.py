@@ -50,15 +50,14 @@ class DenoisingStage:
         self.network.train()
         if recipe.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if recipe.stage == "image":  # what mixes frames is not asked
-            idle = self.network.frame_mixing_keys
-            for name, parameter in self.network.named_parameters():
-                parameter.requires_grad_(name not in idle)
         if recipe.lora.rank:
             torch.manual_seed(derive_seed(recipe.seed, "lora"))
             add_lora(self.network, recipe.lora)
             if recipe.lora.init and not has_checkpoints(Path(recipe.output) / "checkpoints"):
                 load_lora(self.network, Path(recipe.lora.init))
+        if recipe.stage == "image":  # what mixes frames is not asked, nor what low-rank updates add to it
+            for name in self.network.frame_mixing_keys:
+                self.network.get_parameter(name).requires_grad_(False)
         self._forward = torch.compile(self.network) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
