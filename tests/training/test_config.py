@@ -58,6 +58,7 @@ def test_the_defaults_are_the_papers() -> None:
             {"stage": "video", "model": {"init": "m"}, "data": DATA | {"num_frames": 1}},
             "the video stage needs data.num_frames of 2 or more, not 1",
         ),
+        ({"autoencoder_loss": {"latent_noise": 0.4}}, "autoencoder_loss.latent_noise needs model.init, whose latents"),
         ({"data": DATA | {"size": 100}}, "data.size, 100, is no multiple of 8, the autoencoder's factor"),
         ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),
         ({"diffusion": {"zero_terminal_snr": True}}, "zero_terminal_snr needs prediction_type = 'v_prediction'"),

@@ -131,11 +131,11 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(make_recipe: MakeRecipe)
     train(make_recipe("autoencoder", steps=1))
     place = Path(make_recipe("autoencoder").output) / "recipe.json"
     facts = json.loads(place.read_text())
-    del facts["recipe"]["autoencoder_loss"]["latent_noise"]
+    del facts["recipe"]["autoencoder_loss"]["gradient_weight"]
     place.write_text(json.dumps(facts))
     assert train(make_recipe("autoencoder", steps=2)).is_dir()
-    changed = make_recipe("autoencoder", steps=2, autoencoder_loss={"latent_noise": 0.1, "crop": 8})
-    assert "it holds a run with autoencoder_loss.latent_noise = 0.0, not 0.1" in refused(changed)
+    changed = make_recipe("autoencoder", steps=2, autoencoder_loss={"gradient_weight": 0.1, "crop": 8})
+    assert "it holds a run with autoencoder_loss.gradient_weight = 1.0, not 0.1" in refused(changed)
 
 
 def test_a_run_goes_on_without_a_setting_that_changed_nothing_and_was_taken_before(make_recipe: MakeRecipe) -> None:

@@ -99,7 +99,8 @@ class AutoencoderLossConfig(_Finite):
     """Weight of the KL divergence to a unit Gaussian, summed over a latent picture."""
     latent_noise: float = Field(0.0, ge=0)
     """Noise is added to the latents before they are decoded, of a standard deviation drawn uniformly from 0 to this for
-    each picture, in units of the latents' own: the decoder then forgives what a denoiser leaves."""
+    each picture, in units of the latents' own: the decoder then forgives what a denoiser leaves. Needs `model.init`,
+    since latents that still change have no unit."""
     crop: int = Field(64, ge=8, multiple_of=8)
     """Training works on random crops of this height and width; a multiple of the autoencoder's factor."""
 
@@ -252,6 +253,8 @@ class Recipe(Config):
             raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
         if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
             raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
+        if self.stage == "autoencoder" and self.autoencoder_loss.latent_noise and not self.model.init:
+            raise ValueError("autoencoder_loss.latent_noise needs model.init, whose latents are its unit")
         if self.stage == "autoencoder" and self.data.size % 8:
             raise ValueError(f"data.size, {self.data.size}, is no multiple of 8, the autoencoder's factor")
         if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:
