@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from latent_shift import PatchAutoencoderKL
-from latent_shift.core.errors import InputError
+from latent_shift.core.errors import DataError, InputError
 from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import read_video
 from latent_shift.training import train
@@ -169,6 +170,27 @@ def test_one_label_is_too_few(make_recipe: MakeRecipe, squares: Path, tmp_path: 
     write_records(tmp_path / "data", [{"file_name": "clips/red0.webp", "caption": "red"}])
     with pytest.raises(InputError, match="data.source must have at least two different labels or records"):
         make(make_recipe("autoencoder", data={"source": str(tmp_path / "data"), "balance_by": ""}))
+
+
+def test_bad_videos_are_borne_whether_they_are_seen_or_kept_out(
+    make_recipe: MakeRecipe, squares: Path, tmp_path: Path
+) -> None:
+    """Each record is a group of its own, and one of twelve is kept out: where that is bad, another one."""
+    shutil.copytree(squares, tmp_path / "data")
+    records = list(CaptionedVideoFolder(tmp_path / "data"))
+    (kept_out,) = np.flatnonzero(_unseen([str(record.index) for record in records]))
+    records[kept_out].path.write_bytes(b"RIFF, but no picture")
+    data = {"source": str(tmp_path / "data"), "cache": str(tmp_path / "cache"), "balance_by": ""}
+    with pytest.raises(DataError, match=r"^1 of 12 videos are bad, more than max_bad_share = 0.05: "):
+        make(make_recipe("autoencoder", data={**data, "max_bad_share": 0.05}))
+    model = train(make_recipe("autoencoder", steps=1, data={**data, "max_bad_share": 0.1}))
+    facts = json.loads((model / "psnr.json").read_text())
+    assert facts["unseen_frames"] == 1
+    for record in records:
+        record.path.write_bytes(b"RIFF, but no picture")
+    with pytest.raises(InputError, match="have at least two different labels or records that can be read, got"):
+        make(make_recipe("autoencoder", data={**data, "max_bad_share": 1.0}))
+    assert np.isfinite(facts["psnr_db"])
 
 
 def test_a_decoder_that_goes_on_learning_keeps_the_latents(road: Path, make_recipe: MakeRecipe) -> None:

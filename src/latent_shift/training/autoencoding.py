@@ -19,7 +19,6 @@ from latent_shift.core.seeding import derive_seed, hash_fraction
 from latent_shift.data.cache import ClipCache, open_or_build_cache
 from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo
-from latent_shift.data.sources import Selection
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
 
@@ -52,6 +51,8 @@ class CropBatches:
         recipe: Recipe,
         records: Sequence[CaptionedVideo],
         cache: ClipCache,
+        seen: Sequence[int],
+        bad: Mapping[str, str],
         config: Mapping[str, Any],
     ) -> None:
         """Takes what the crops are of.
@@ -60,15 +61,16 @@ class CropBatches:
             recipe: the run's.
             records: what is in the cache.
             cache: their frames.
+            seen: numbers of the records that crops are of; each has frames.
+            bad: files of such records that could not be read, and why.
             config: the autoencoder's.
         """
-        self._recipe, self._records, self._cache = recipe, records, cache
-        self._usable: list[int] = np.nonzero(np.diff(cache.frame_offsets))[0].tolist()
+        self._recipe, self._records, self._cache, self._usable = recipe, records, cache, seen
         groups = balance_groups((records[index] for index in self._usable), recipe.data.balance_by)
         self._order = SampleOrder(groups, recipe.seed)
         self._channels = int(config["latent_channels"])
         self._std = torch.tensor(config["latents_std"] or [1.0]).view(-1, 1, 1)
-        self.quarantined: Mapping[str, str] = cache.bad
+        self.quarantined = bad
 
     def groups(self, step: int) -> list[Group]:
         """One of the recipe's size, in every step."""
@@ -118,21 +120,31 @@ class AutoencoderStage:
         check_balance(records, recipe.data.balance_by)
         self.data_digest = data_digest(records, recipe.data.balance_by)
         groups = balance_groups(records, recipe.data.balance_by)
-        kept_out = _unseen(groups)
-        seen, unseen = (Selection(records, np.flatnonzero(np.equal(kept_out, out))) for out in (False, True))
-        if not seen:
-            raise InputError("data.source", recipe.data.source, "have at least two different labels or records")
+        two = "have at least two different labels or records"
+        meant_to_see = np.logical_not(_unseen(groups))
+        if not meant_to_see.any():
+            raise InputError("data.source", recipe.data.source, two)
         self._recipe, self._accelerator = recipe, accelerator
         self.network = self._make_network(recipe).to(accelerator.device)
-        cache = _pixel_cache(recipe, seen)
+        cache = _pixel_cache(recipe, records)
+        lengths = np.diff(cache.frame_offsets)
+        readable = np.flatnonzero(lengths)
+        kept_out = np.array(_unseen([groups[index] for index in readable]))
+        if kept_out.all():
+            raise InputError("data.source", recipe.data.source, f"{two} that can be read")
+        seen, unseen = readable[~kept_out], readable[kept_out]
         self._frames = cache.frames
-        self._unseen = _first_frames(_pixel_cache(recipe, unseen))
-        self.batches = CropBatches(recipe, seen, cache, self.network.config)
+        self._seen_frames = np.flatnonzero(np.repeat(np.isin(np.arange(len(records)), seen), lengths))
+        self._unseen = torch.from_numpy(np.array(cache.frames[cache.frame_offsets[unseen]]))
+        names = {str(record.path) for record, meant in zip(records, meant_to_see, strict=True) if meant}
+        bad = {file: reason for file, reason in cache.bad.items() if file in names}  # so checkpoints count them
+        self.batches = CropBatches(recipe, records, cache, seen.tolist(), bad, self.network.config)
         if recipe.model.init:
             return
         rng = np.random.default_rng(derive_seed(recipe.seed, "principal components"))
-        picks = rng.choice(len(self._frames), size=min(512, len(self._frames)), replace=False)
-        self.network.initialize_linear(_to_pictures(self._frames[np.sort(picks)]).to(accelerator.device))
+        picks = rng.choice(len(self._seen_frames), size=min(512, len(self._seen_frames)), replace=False)
+        frames = self._frames[self._seen_frames[np.sort(picks)]]
+        self.network.initialize_linear(_to_pictures(frames).to(accelerator.device))
 
     def loss(self, batch: Crops) -> Tensor:
         """L1 + image gradients + KL of each crop."""
@@ -159,8 +171,9 @@ class AutoencoderStage:
         if not self._accelerator.is_main_process:
             return
         if not self._recipe.model.init:  # a decoder that went on learning leaves the latents, and what normalises them
-            frames = self._frames[:: max(1, len(self._frames) // 4096)]
-            latents = torch.cat([self._encode(part) for part in np.array_split(frames, max(1, len(frames) // 64))])
+            picks = self._seen_frames[:: max(1, len(self._seen_frames) // 4096)]
+            parts = np.array_split(picks, max(1, len(picks) // 64))
+            latents = torch.cat([self._encode(self._frames[part]) for part in parts])
             mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
             self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         with atomic_path(folder) as temporary:
@@ -197,7 +210,7 @@ class AutoencoderStage:
 def _unseen(groups: Sequence[str]) -> list[bool]:
     """Which records are kept out: those of a share of the groups, at least one, picked by hash."""
     fractions = {group: hash_fraction("unseen", group) for group in groups}
-    limit = max(_UNSEEN_SHARE, min(fractions.values()))
+    limit = max(_UNSEEN_SHARE, min(fractions.values(), default=0.0))
     return [fractions[group] <= limit for group in groups]
 
 
@@ -210,11 +223,6 @@ def _pixel_cache(recipe: Recipe, records: Sequence[CaptionedVideo]) -> ClipCache
         fingerprint={"kind": "pixels", **clip_fingerprint(recipe.data, recipe.seed)},
         max_bad_share=recipe.data.max_bad_share,
     )
-
-
-def _first_frames(cache: ClipCache) -> Tensor:
-    starts = cache.frame_offsets[:-1][np.diff(cache.frame_offsets) > 0]
-    return torch.from_numpy(np.array(cache.frames[starts]))
 
 
 def _to_pictures(frames: np.ndarray) -> Tensor:
