@@ -196,7 +196,7 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, recipe.optimizer)
         optimizer.zero_grad(set_to_none=True)
-        total, bad = torch.zeros((), device=device), []
+        total, found = torch.zeros((), device=device), []
         for number, part in enumerate(share.parts, start=1):
             waiting = accelerator.no_sync(self._losses) if number < len(share.parts) else contextlib.nullcontext()
             with waiting, training_attention(device):
@@ -204,12 +204,14 @@ class _Run:
                     losses: Tensor = self._losses(part.batch)
                 # The processes' gradients are averaged, so this makes the sum over the whole batch of all of them.
                 scaled = self._scaler.scale(losses.sum() * (accelerator.num_processes * part.weight))
-                scaled.backward()  # type: ignore[no-untyped-call]  # Accelerate's divides by a launch option
-            total += losses.detach().sum() * part.weight
-            bad += [part.names[index] for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist()]
+                scaled.backward()  # Accelerate's divides by a launch option
+            found.append(losses.detach())
+            total += found[-1].sum() * part.weight
         (loss,) = self._sum(total.item())
-        if not math.isfinite(loss):
-            self._refuse("loss", step, loss, bad)
+        if not math.isfinite(loss):  # only now: to look at each part would wait for the device each time
+            finite = torch.cat(found).isfinite().tolist()
+            names = [name for part in share.parts for name in part.names]
+            self._refuse("loss", step, loss, [name for name, fine in zip(names, finite, strict=True) if not fine])
         self._scaler.unscale_(optimizer)
         norm: Tensor = accelerator.clip_grad_norm_(self._parameters, recipe.optimizer.max_grad_norm)
         length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
