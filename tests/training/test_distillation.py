@@ -38,7 +38,10 @@ def teacher(request: pytest.FixtureRequest, road: Path, tmp_path: Path) -> Path:
     noise = noise_schedule(DiffusionConfig(prediction_type=kind, zero_terminal_snr=kind == "v_prediction"))
     pipeline.scheduler = make_scheduler("dpm++", noise.config)
     pipeline.register_to_config(
-        default_guidance_scale=SCALE, default_motion_guidance=SHARE, default_noise_correlation=0.8
+        default_guidance_scale=SCALE,
+        default_motion_guidance=SHARE,
+        default_noise_correlation=0.8,
+        default_seam_frames=2,
     )
     pipeline.save_pretrained(tmp_path / "teacher")
     return tmp_path / "teacher"
@@ -211,6 +214,7 @@ def test_a_student_learns_and_is_fast(make_recipe: MakeRecipe, teacher: Path) ->
     assert exported.config.default_guidance_scale == 1
     assert exported.config.default_noise_correlation == 0.8
     assert exported.config.distilled_steps == 2  # so it is fast by itself
+    assert exported.config.default_seam_frames == 2
 
 
 @pytest.mark.parametrize("teacher", ["epsilon"], indirect=True)
@@ -222,6 +226,17 @@ def test_only_a_model_with_its_difference_is_fast(teacher: Path, road: Path) -> 
     file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="pytorch_lora_weights.safetensors cannot be loaded"):
         load_pipeline(str(teacher), "cpu", fast=True)
+
+
+@pytest.mark.parametrize("teacher", ["epsilon"], indirect=True)
+def test_a_student_has_the_network_of_its_teacher(make_recipe: MakeRecipe, teacher: Path) -> None:
+    def recipe(**arguments: Any) -> Recipe:
+        return make_recipe("video", **distilled(teacher, 2, 1, model={"init": str(teacher), "arguments": arguments}))
+
+    assert isinstance(make_stage_of(recipe(shift_distance=1)), DistillationStage)  # which it has anyway
+    expected = "^model.arguments.shift_distance must be 1, or left out: a distillation has the network of its teacher"
+    with pytest.raises(InputError, match=expected):
+        make_stage_of(recipe(shift_distance=2))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,11 @@ from .conftest import MakeRecipe
 
 V: dict[str, Any] = {"prediction_type": "v_prediction"}
 
-FEW: dict[str, Any] = {"preview": {"num_inference_steps": 2, "guidance_scale": 1.0}, "distillation": {"steps": 2}}
+FEW: dict[str, Any] = {
+    "preview": {"num_inference_steps": 2, "guidance_scale": 1.0},
+    "distillation": {"steps": 2},
+    "model": {"arguments": {}},
+}
 
 CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     # field: the stage it is tried in, what else is set in both runs, and the other value

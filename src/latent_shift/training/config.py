@@ -183,7 +183,8 @@ class PreviewConfig(_Finite):
     noise_correlation: float | None = Field(None, ge=0, lt=1)
     """Of the first step's noise, the model's own from then on; as in training where it is not given."""
     seam_frames: int | None = Field(None, ge=1)
-    """Of loops, the model's own from then on: so many frames at each end see it closed; all where it is not given."""
+    """Of loops, the model's own from then on: so many frames at each end see it closed. Where it is not given: all,
+    or in a distillation as many as its teacher's."""
 
 
 class Recipe(Config):

@@ -245,6 +245,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
     scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
     noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0)
+    seam_frames = recipe.preview.seam_frames
     if recipe.model.init:
         folder = model_folder(recipe.model.init)
         base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
@@ -260,6 +261,8 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         except InputError as error:
             expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
             raise InputError("model.arguments", recipe.model.arguments, expected) from error
+        if recipe.distillation.steps:
+            _check_teacher(recipe, base.unet.config)
         if recipe.stage == "video" and recipe.lora.rank and unet.frame_mixing_keys - base.unet.state_dict().keys():
             expected = f"be 0 where {recipe.model.init} lacks the temporal layers of model.video: LoRA adds none"
             raise InputError("lora.rank", recipe.lora.rank, expected)
@@ -272,6 +275,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         if recipe.distillation.steps:
             scheduler = make_scheduler("ddim-trailing", base.scheduler.config)
             noise_correlation = base.noise_correlation if noise_correlation is None else noise_correlation
+            seam_frames = base.config.default_seam_frames if seam_frames is None else seam_frames
             asked = recipe.distillation.guidance_scale
             scale = base.config.default_guidance_scale if asked is None else asked
             guidance = scale, base.config.default_motion_guidance
@@ -293,7 +297,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_guidance_scale=recipe.preview.guidance_scale,
         default_motion_guidance=recipe.preview.motion_guidance,
         default_noise_correlation=noise_correlation,
-        default_seam_frames=recipe.preview.seam_frames,
+        default_seam_frames=seam_frames,
         distilled_steps=recipe.distillation.steps or None,
     )
     _check_fit(pipeline)
@@ -307,6 +311,15 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     if recipe.distillation.steps:
         return DistillationStage(recipe, pipeline, accelerator, *guidance)
     return DenoisingStage(recipe, pipeline, accelerator)
+
+
+def _check_teacher(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a distillation would give its teacher, too, other arguments than it was made with."""
+    for key, value in recipe.model.arguments.items():
+        own = config.get(key)
+        if value != (list(own) if isinstance(own, tuple) else own):
+            expected = f"be {own!r}, or left out: a distillation has the network of its teacher"
+            raise InputError(f"model.arguments.{key}", value, expected)
 
 
 def _check_fit(pipeline: LatentShiftPipeline) -> None:
