@@ -29,6 +29,13 @@ def test_parameters_and_memory_are_those_of_the_network(make_recipe: MakeRecipe,
     assert found.step_seconds_at_least == pytest.approx(found.step_tflop / found.matrix_tflop_per_s, abs=2e-3)
 
 
+def test_weights_are_there_in_16_bits_too_where_that_is_the_arithmetic(make_recipe: MakeRecipe) -> None:
+    larger: dict[str, Any] = {"model": {"init": "emoji", "arguments": {}}, "data": {"size": 32}}
+    whole, half = (estimate_run(make_recipe("video", **larger, precision=name)) for name in ("fp32", "bf16"))
+    assert half.weights_gib - whole.weights_gib == pytest.approx(2 * whole.parameters / 2**30, abs=2e-3)
+    assert 2 * whole.parameters / 2**30 > 1e-2
+
+
 def test_a_linear_layer_more_or_less(make_recipe: MakeRecipe) -> None:
     lora = estimate_run(make_recipe("video", lora={"rank": 2}))
     assert 0 < lora.trained_parameters < lora.parameters / 4

@@ -338,6 +338,12 @@ def test_a_checkpoint_that_knows_weights_alone_goes_on(make_recipe: MakeRecipe, 
     assert train(make_recipe("video", steps=2, model=init)).is_dir()
 
 
+def test_a_vdm_model_is_no_shift_model(make_recipe: MakeRecipe) -> None:
+    init = train(make_recipe("video", "vdm", steps=1, model={"video": "vdm"}))
+    message = refused(make_recipe("video", model={"init": str(init)}))
+    assert message.startswith(f"model.video must be vdm, as {init} is (or: latent-shift convert {init} OUT --to shift)")
+
+
 def test_a_text_encoder_without_a_pooling_layer_is_loaded(road: Path, tmp_path: Path) -> None:
     config = CLIPTextConfig(
         vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2

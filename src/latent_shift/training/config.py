@@ -124,7 +124,8 @@ class DiffusionConfig(_Finite):
     zero_terminal_snr: bool = False
     """Rescales the betas so that the last step is pure noise (arXiv:2305.08891); needs v_prediction."""
     min_snr_gamma: float | None = Field(None, gt=0)
-    """Weights a step's loss by min(SNR, gamma) (arXiv:2303.09556); none for the paper's plain MSE."""
+    """Weights a step's loss by min(SNR, gamma) (arXiv:2303.09556); none for the paper's plain MSE. With
+    `zero_terminal_snr` the last timestep, whose SNR is 0, then weighs nothing."""
     timestep_shift: float = Field(1.0, gt=0)
     """Above 1, training sees noisy timesteps more often, where content and motion are decided; 1 is uniform, the paper
     (arXiv:2403.03206, Eq. 23)."""

@@ -43,7 +43,8 @@ class Estimate:
     Attributes:
         parameters: of the U-Net.
         trained_parameters: those of them that learn.
-        weights_gib: weights of the U-Net and of their running average, GiB.
+        weights_gib: weights of the U-Net, of their running average and, where the arithmetic has 16 bits, of the copies
+            that are computed with, GiB.
         gradients_gib: gradients, GiB.
         optimizer_gib: the optimiser's state, GiB.
         activations_gib: what the backward pass keeps of one micro-batch, GiB, with attention as plain matrix
@@ -99,7 +100,8 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
         activations = max(activations, of_stills)
         step_flop = step_flop + flop if recipe.diffusion.joint_images else max(step_flop, flop)
     rate = matrix_rate(device, dtype)
-    weights, gradients = 4 * (total + trained), 4 * trained
+    copies = 0 if recipe.precision == "fp32" else dtype.itemsize * total
+    weights, gradients = 4 * (total + trained) + copies, 4 * trained
     optimizer = (2 if recipe.optimizer.name == "adamw8bit" else 8) * trained
     parts = _frozen_parameters(recipe)
     frozen = None if parts is None else 4 * parts + (dtype.itemsize * total if recipe.distillation.steps else 0)

@@ -255,6 +255,10 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         share = recipe.diffusion.circular_share
         if recipe.stage == "video" and share in (0, 1):  # else it would be sampled as it never was seen
             arguments.setdefault("default_boundary", "circular" if share else "zero")
+        if recipe.model.video == "shift" and getattr(base.unet, "frame_mixing_keys", None):
+            init = recipe.model.init
+            expected = f"be vdm, as {init} is (or: latent-shift convert {init} OUT --to shift)"
+            raise InputError("model.video", recipe.model.video, expected)
         unet = make_network(unet_class, arguments, base.unet.config)
         try:
             unet.load_image_state_dict(base.unet.state_dict())

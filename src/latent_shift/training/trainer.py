@@ -2,7 +2,7 @@
 
 A step's batch is cut into equal shares, one a process, and a share into micro-batches that fit into memory. What a row
 of it is depends on (seed, step, row) alone, so the number of processes and the size of micro-batches change how fast
-a run is and not what it learns.
+a run is and not what it learns; but for dropout, whose masks depend on both.
 """
 
 from __future__ import annotations
