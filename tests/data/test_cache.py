@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import shutil
 import threading
@@ -69,6 +70,15 @@ def open_cache(tmp_path: Path, folder: CaptionedVideoFolder) -> Open:
         return open_or_build_cache(tmp_path / "cache", chosen, **given)
 
     return make
+
+
+def test_a_worker_is_told_where_the_cache_is_and_opens_it_again(open_cache: Open) -> None:
+    cache = open_cache()
+    again: Any = pickle.loads(pickle.dumps(cache))
+    assert again.frames.filename == cache.place / "frames.npy"
+    for name in ("frames", "frame_offsets", "tokens", "token_offsets", "caption_offsets"):
+        assert np.array_equal(getattr(again, name), getattr(cache, name))
+    assert (again.place, again.bad) == (cache.place, cache.bad)
 
 
 def never(*_: Any) -> Any:

@@ -40,9 +40,12 @@ Progress = Callable[[str, int, int], None]
 class ClipCache:
     """Encoded frames of all records in one array, and the text features of their captions in another.
 
-    Both arrays are memory-mapped: opening a cache costs nothing and several processes share its pages.
+    Both arrays are memory-mapped: opening a cache costs nothing and several processes share its pages. It is pickled as
+    its folder's name: a worker process opens the files again.
     """
 
+    place: Path
+    """Its folder."""
     frames: Array
     """`(frames of all records, ...)`, as `encode_frames` gave them."""
     frame_offsets: npt.NDArray[np.int64]
@@ -55,6 +58,9 @@ class ClipCache:
     """`(records + 1,)`: record `i` has the captions from `caption_offsets[i]` up to `caption_offsets[i + 1]`."""
     bad: Mapping[str, str] = field(default_factory=dict)
     """Files that could not be read when the cache was built, and why."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self.place, dict(self.bad))
 
     def clip(self, record: int) -> Array:
         """The encoded frames of a record, `(frames, ...)`."""
@@ -128,14 +134,17 @@ def open_or_build_cache(
             shutil.rmtree(parts, ignore_errors=True)
     try:
         manifest = read_json_object(place / "cache.json")
-        made_of, unread = manifest["sha256"], dict(manifest.get("bad", {}))
-        arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-        lengths = {name: len(arrays[name]) - int(arrays[f"{name[:-1]}_offsets"][-1]) for name in ("frames", "tokens")}
+        made_of, cache = manifest["sha256"], _open(place, dict(manifest.get("bad", {})))
+        ends = int(cache.frame_offsets[-1]), int(cache.token_offsets[-1])
     except (DataError, OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
         raise DataError(f"cache {place} is damaged ({error}); remove it") from error
-    if made_of != digest or any(lengths.values()):
+    if made_of != digest or ends != (len(cache.frames), len(cache.tokens)):
         raise DataError(f"cache {place} was made of other data; remove it")
-    return ClipCache(**arrays, bad=unread)
+    return cache
+
+
+def _open(place: Path, bad: Mapping[str, str]) -> ClipCache:
+    return ClipCache(place, **{name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}, bad=bad)
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ class Recipe(Config):
     workers: int | None = Field(None, ge=0)
     """Processes that read and draw batches ahead, for each training process; none for 0 on a CPU and 4 on a GPU."""
     device: str = "auto"
-    """"auto" is CUDA where there is a GPU, else the CPU."""
+    """"auto" is CUDA where there is a GPU, MPS on a Mac, else the CPU."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimiser are fp32. With fp16 the loss is scaled."""
     compile: bool = False
