@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from latent_shift.core.errors import InputError
+from latent_shift.core.seeding import derive_seed
+from latent_shift.data import order as order_module
 from latent_shift.data.order import SampleOrder
 
 GROUPS = ["heart"] * 3 + ["hand"] * 2 + ["dog"] + ["hand"] * 2
@@ -64,6 +66,14 @@ def test_epochs_and_turns_are_shuffled_anew() -> None:
     assert len(set(epochs)) > 3
     hearts = [record for record in stream(order, 24) if record < 3]
     assert len({tuple(hearts[start : start + 3]) for start in range(0, 24, 3)}) > 2
+
+
+def test_members_of_a_group_are_put_in_order_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[object, ...]] = []
+    monkeypatch.setattr(order_module, "derive_seed", lambda *key: drawn.append(key[1:]) or derive_seed(*key))
+    stream(SampleOrder(["one"] * 8 + ["other"] * 8, 3), 16)
+    assert [key for key in drawn if key[0] == "turn"].count(("turn", 0, 1)) == 1
+    assert len([key for key in drawn if key[0] == "turn"]) == 4
 
 
 def test_a_group_for_each_record_gives_each_record_once_an_epoch() -> None:

@@ -37,6 +37,8 @@ class SampleOrder:
         """Record indices, group by group."""
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(codes))])
         self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._turns: dict[int, tuple[int, np.ndarray]] = {}
+        """For each group the last round of turns, and the order of its members in it."""
 
     def __len__(self) -> int:
         """Positions in an epoch: the number of groups."""
@@ -53,5 +55,7 @@ class SampleOrder:
         if len(members) == 1:
             return int(members[0])
         turn, place = divmod(epoch, len(members))
-        rng = np.random.default_rng(derive_seed(self._seed, "turn", group, turn))
-        return int(rng.permutation(members)[place])
+        if self._turns.get(group, (-1,))[0] != turn:
+            rng = np.random.default_rng(derive_seed(self._seed, "turn", group, turn))
+            self._turns[group] = (turn, rng.permutation(members))
+        return int(self._turns[group][1][place])
