@@ -590,7 +590,7 @@ def test_eta_reaches_the_schedulers_that_have_it(pipeline: LatentShiftPipeline) 
             r"^prompt_embeds must have the shape \(prompts, tokens, width\), got \(8, 12\)",
         ),
         ({"num_frames": 2.0}, "num_frames must be a whole number, got 2.0"),
-        ({"height": 16.0}, "height must be a whole number, got 16.0"),
+        ({"height": 16.0}, "height must be a positive multiple of 16, got 16.0"),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number, got 2.5"),
         ({"guidance_scale": math.nan}, "guidance_scale must be a number, got nan"),
         ({"eta": -1.0}, "eta must be at least 0, got -1.0"),

@@ -33,7 +33,7 @@ def check_whole(argument: str, value: object, minimum: int = 1) -> None:
     check_at_least(argument, int(value), minimum)
 
 
-def check_divisible(argument: str, value: int, factor: int) -> None:
+def check_divisible(argument: str, value: object, factor: int) -> None:
     """Raises `InputError` unless `value` is a positive multiple of `factor`."""
-    if value < 1 or value % factor:
+    if not isinstance(value, Integral) or value < 1 or value % factor:
         raise InputError(argument, value, f"be a positive multiple of {factor}")
