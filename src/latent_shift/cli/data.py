@@ -213,8 +213,7 @@ def _report_text(report: SourceReport) -> str:
         lines += [f"  {count:,} x {reason}" for reason, count in reasons.most_common()]
     lines += [f"  {entry.file}: {entry.reason}" for entry in report.dropped]
     if not report.usable:
-        lines.append("nothing is left to train on")
-        lines.append("(clips are cut as --num-frames, --duration, --size and --short say: give what the recipe says)")
+        lines.append("nothing is left to train on; give --num-frames, --duration, --size, --short as in the recipe")
     return "\n".join(lines)
 
 

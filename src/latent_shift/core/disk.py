@@ -10,7 +10,11 @@ from .errors import DataError, LatentShiftError
 
 
 class _WriteError(DataError):
-    """What could not be written, and why."""
+    """What could not be written, and why; and what the reader may still rely on, where that was said."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.hint = hint
 
 
 @contextlib.contextmanager
@@ -27,7 +31,9 @@ def clear_write_errors(what: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except _WriteError as error:  # of a block in this one, which knows better what was written
-        raise _WriteError(f"{error}{hint and f'; {hint}'}") from error
+        if error.hint:
+            raise
+        raise _WriteError(str(error), hint) from error
     except LatentShiftError:
         raise
     except Exception as error:
@@ -35,4 +41,4 @@ def clear_write_errors(what: str, hint: str = "") -> Iterator[None]:
         if not isinstance(error, OSError) and not re.search(r"\(os error \d+\)", str(error)):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise _WriteError(f"{what} cannot be written ({reason}){hint and f'; {hint}'}") from error
+        raise _WriteError(f"{what} cannot be written ({reason})", hint) from error
