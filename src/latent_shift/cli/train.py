@@ -35,7 +35,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what it needs (JSON), and stop.")
     ] = False,
-    _: Annotated[
+    _settings: Annotated[
         bool,
         typer.Option(
             "--settings",
