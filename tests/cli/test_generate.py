@@ -358,6 +358,15 @@ def test_a_failure_on_the_way_leaves_whole_clips_alone(run: Run, model: Path, mo
     assert len(read_video("clip_000.webp").frames) == 4
 
 
+def test_a_clip_that_is_not_of_numbers_is_refused_and_not_black(
+    refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = LatentShiftPipeline.decode_latents
+    monkeypatch.setattr(LatentShiftPipeline, "decode_latents", lambda self, z, *rest: decode(self, z * np.nan, *rest))
+    expected = f"the clip of '{PROMPT}', seed 3, is not of finite numbers in float32; fp32 has more range"
+    assert refused("generate", PROMPT, *OPTIONS, "--model", model, "--seed", "3", "-o", "clip.webp") == expected
+
+
 def test_a_preset_is_a_model_with_random_weights(run: Run) -> None:
     result = run("generate", *OPTIONS, "red", "--preset", "tiny", "--steps", "1", "-o", "clip.webp", "--json")
     (made,) = json.loads(result.out)["clips"]

@@ -106,7 +106,7 @@ def generate(
     pipeline, scheduler, usual_steps = _load(model, preset, device, dtype, scheduler, fast)
     model = preset or model
     load_seconds = time.perf_counter() - started
-    from latent_shift.pipelines.generation import check_size
+    from latent_shift.pipelines.inputs import check_size
 
     check_size("--size", pipeline, width, height)
     scale = pipeline.config.default_guidance_scale if guidance is None else guidance
@@ -149,12 +149,13 @@ def _make(
     import torch
 
     from latent_shift.media import write_video
-    from latent_shift.pipelines.generation import clip_settings, to_uint8
+    from latent_shift.pipelines.generation import check_finite, clip_settings, to_uint8
 
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     made: Any = pipeline(prompt, generator=generator, output_type="np", **options)
     frames = np.asarray(made.frames)[0]
+    check_finite(frames, pipeline, prompt, seed)
     rate = fps or pipeline.config.fps
     settings = clip_settings(
         pipeline,

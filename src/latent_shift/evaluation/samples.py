@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from latent_shift.core.errors import DataError
 from latent_shift.core.files import sha256_file, write_json
 from latent_shift.media import Frames, write_video
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
+from latent_shift.pipelines.generation import check_finite, to_uint8
 
 _VERSION = 3
 """Of the arithmetic of sampling: another one where a solver changes, so that kept clips are made again."""
@@ -101,11 +101,8 @@ class SampleStore:
         )
         frames = np.asarray(output.frames)
         for request, clip in zip(requests, frames, strict=True):
-            if not np.isfinite(clip).all():  # as bytes they would be black
-                dtype = str(self._pipeline.unet.dtype).removeprefix("torch.")
-                what = f"the clip of {request.prompt!r}, seed {request.seed}, is not of finite numbers in {dtype}"
-                raise DataError(f"{what}; fp32 has more range")
-        return (frames * 255).round().astype(np.uint8)
+            check_finite(clip, self._pipeline, request.prompt, request.seed)
+        return to_uint8(frames)
 
 
 def sample_settings(

@@ -236,7 +236,7 @@ def _unpickle_tensors(path: Path) -> dict[str, Tensor]:
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:
-        named = []  # not a zip file, as before PyTorch 1.6: what it names is found out by reading it
+        named = []  # no zip file (before PyTorch 1.6), or damaged in any way: reading it, below, finds out which
     inert: list[Any] = [(_inert_class(name), name) for name in named if name.startswith(_TRAINERS)]
     try:
         with torch.serialization.safe_globals(inert):

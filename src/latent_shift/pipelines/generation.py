@@ -1,4 +1,4 @@
-"""What all who make clips for people share: the check of a size, and the facts that are kept with a clip."""
+"""What all who make clips for people share: the facts that are kept with a clip, and its bytes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_shift import __version__
-from latent_shift.core.shapes import check_divisible
+from latent_shift.core.errors import DataError
 
 from .latent_shift import LatentShiftPipeline
-
-
-def size_factor(pipeline: LatentShiftPipeline) -> int:
-    """What width and height must be divisible by, in pixels."""
-    return int(pipeline.vae_scale_factor * 2**pipeline.unet.num_upsamplers)
-
-
-def check_size(argument: str, pipeline: LatentShiftPipeline, width: int | None, height: int | None) -> None:
-    """Raises `InputError` unless the model can make clips of this size; None is the model's own."""
-    for value in (width, height):
-        if value is not None:
-            check_divisible(argument, value, size_factor(pipeline))
 
 
 def clip_settings(
@@ -72,6 +60,14 @@ def clip_settings(
         "loop": num_frames > 1 and "circular" in (boundary, pipeline.unet.default_boundary),
         "version": f"latent-shift {__version__}",
     }
+
+
+def check_finite(frames: npt.NDArray[np.float32], pipeline: LatentShiftPipeline, prompt: str, seed: int) -> None:
+    """Raises `DataError` for a clip `(frames, height, width, 3)` of NaN or infinity, which as bytes would be black."""
+    if not np.isfinite(frames).all():
+        dtype = str(pipeline.unet.dtype).removeprefix("torch.")
+        what = f"the clip of {prompt!r}, seed {seed}, is not of finite numbers in {dtype}"
+        raise DataError(f"{what}; fp32 has more range")
 
 
 def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -22,23 +21,22 @@ from PIL import Image
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least, check_divisible, check_whole
+from latent_shift.core.shapes import check_at_least, check_whole
 from latent_shift.models import VideoUNet
 from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
 from .guidance import guide
+from .inputs import OutputType, check_clip, check_guidance, check_output_type, check_prompts, one_each
 from .looping import seam_weights
 from .noise import correlate_frames, scheduler_step
-from .schedulers import usual_steps
+from .schedulers import clean_latents, usual_steps
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
 
 _MOST_TOKENS = 2**20
 """A tokenizer that has no maximum says 10^30."""
-
-OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass
@@ -241,14 +239,12 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         share = self.config.default_motion_guidance if motion_guidance is None else motion_guidance
         if num_inference_steps is None:
             num_inference_steps = self.config.distilled_steps or usual_steps(self.scheduler)
-        if not 0 <= share <= 1:
-            raise InputError("motion_guidance", share, "be in [0, 1]")
-        if not math.isfinite(scale):
-            raise InputError("guidance_scale", scale, "be a number")
+        check_guidance(scale, share)
         check_at_least("eta", eta, 0)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        self._check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        self._check_inputs(num_frames, height, width, num_inference_steps, output_type)
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_clip(self, num_frames, height, width, num_inference_steps)
+        check_output_type(output_type)
         names = callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             names = callback_on_step_end.tensor_inputs
@@ -287,7 +283,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
                 latents = stepped[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
-                    tensors["clean_latents"] = _clean_latents(self.scheduler, stepped)
+                    tensors["clean_latents"] = clean_latents(self.scheduler, stepped)
                     shown = {name: tensors[name] for name in names}
                     changed = callback_on_step_end(self, index, int(timestep), shown) or {}
                     latents = changed.get("latents", latents)
@@ -490,61 +486,6 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         if output_type == "np":
             return array
         return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype(np.uint8)]
-
-    def _check_prompts(
-        self,
-        prompt: Any,
-        negative_prompt: Any,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-    ) -> None:
-        if (prompt is None) == (prompt_embeds is None):
-            raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise InputError("negative_prompt", negative_prompt, "be left out where negative_prompt_embeds are given")
-        for name, given in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            prompts = [given] if isinstance(given, str) else given
-            several = isinstance(prompts, Sequence) and len(prompts) > 0
-            if given is not None and not (several and all(isinstance(text, str) for text in prompts)):
-                raise InputError(name, given, "be a sentence or a list of sentences")
-        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if embeds is not None and embeds.dim() != 3:
-                raise InputError(name, tuple(embeds.shape), "have the shape (prompts, tokens, width)")
-
-    def _check_inputs(
-        self, num_frames: int, height: int, width: int, num_inference_steps: int, output_type: str
-    ) -> None:
-        if not hasattr(self.scheduler, "init_noise_sigma"):
-            raise InputError("scheduler", type(self.scheduler).__name__, "be one of diffusion, not of flow matching")
-        check_whole("num_frames", num_frames)
-        check_whole("num_inference_steps", num_inference_steps)
-        most = self.scheduler.config.num_train_timesteps
-        if num_inference_steps > most:
-            raise InputError("num_inference_steps", num_inference_steps, f"be at most {most}, the steps of training")
-        factor = self.vae_scale_factor * 2**self.unet.num_upsamplers
-        check_divisible("height", height, factor)
-        check_divisible("width", width, factor)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError("output_type", output_type, "be one of pil, np, pt, latent")
-
-
-def one_each(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
-    """Negative prompts, one for each of `count` prompts."""
-    if isinstance(negative_prompt, str | None):
-        return [negative_prompt or ""] * count
-    if len(negative_prompt) != count:
-        expected = f"be a sentence, or a list with one for each of {count} prompts"
-        raise InputError("negative_prompt", len(negative_prompt), expected)
-    return list(negative_prompt)
-
-
-def _clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
-    """What a step takes the finished latents to be: some schedulers return it, some of several steps remember it."""
-    if len(stepped) > 1:
-        return stepped[1]
-    config = scheduler.config
-    remembers = config.get("predict_x0") or config.get("algorithm_type") in ("dpmsolver++", "sde-dpmsolver++")
-    return scheduler.model_outputs[-1] if remembers else stepped[0]  # the others remember the noise
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

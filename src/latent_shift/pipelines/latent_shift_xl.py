@@ -17,7 +17,8 @@ from torch import Tensor
 from latent_shift.core.errors import InputError
 from latent_shift.models import VideoUNet
 
-from .latent_shift import LatentShiftPipeline, OutputType, one_each
+from .inputs import OutputType, one_each
+from .latent_shift import LatentShiftPipeline
 from .text import tokenize
 
 

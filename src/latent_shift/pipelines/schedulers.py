@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 from diffusers import SchedulerMixin
+from torch import Tensor
 
 from latent_shift.core.errors import InputError
 
@@ -62,6 +63,24 @@ def usual_steps(scheduler: SchedulerMixin) -> int:
     """The usual number of steps of a scheduler, by its class; `DEFAULT_STEPS` for those that have no name here."""
     kind = type(scheduler).__name__
     return next((steps for class_name, steps, _ in SCHEDULERS.values() if class_name == kind), DEFAULT_STEPS)
+
+
+def clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
+    """What a step takes the finished latents to be.
+
+    Args:
+        scheduler: of diffusers; some return it, some of several steps remember it, and others remember the noise.
+        stepped: what its `step` returned, as a tuple: the latents after the step, and perhaps this.
+
+    Returns:
+        The latents after the step where the scheduler does not say.
+    """
+    if len(stepped) > 1:
+        return stepped[1]
+    config = scheduler.config
+    remembers = config.get("predict_x0") or config.get("algorithm_type") in ("dpmsolver++", "sde-dpmsolver++")
+    clean: Tensor = scheduler.model_outputs[-1] if remembers else stepped[0]
+    return clean
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:

@@ -21,7 +21,8 @@ from latent_shift.core.errors import LatentShiftError
 from latent_shift.core.files import atomic_path
 from latent_shift.media import write_video
 from latent_shift.pipelines import SCHEDULERS, LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
-from latent_shift.pipelines.generation import clip_settings, size_factor, to_uint8
+from latent_shift.pipelines.generation import clip_settings, to_uint8
+from latent_shift.pipelines.inputs import size_factor
 from latent_shift.pipelines.schedulers import FAST_SCHEDULER
 
 from .engine import VARIANTS, ClipRequest, Event, Failed, Finished, ModelFacts, Progress, Started

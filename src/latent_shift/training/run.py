@@ -25,7 +25,7 @@ from latent_shift.core.seeding import derive_seed
 from latent_shift.models.layers import lay_out_for_cpu
 from latent_shift.pipelines import LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
 from latent_shift.pipelines.components import damaged_files_named, text_encoders, without_pooling
-from latent_shift.pipelines.generation import check_size
+from latent_shift.pipelines.inputs import check_size
 from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
 
 from .autoencoding import AutoencoderStage

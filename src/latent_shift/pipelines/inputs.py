@@ -1,0 +1,90 @@
+"""What a call of a pipeline is given, checked before anything is computed: each problem is one line that names it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import Tensor
+
+from latent_shift.core.errors import InputError
+from latent_shift.core.shapes import check_divisible, check_whole
+
+if TYPE_CHECKING:
+    from .latent_shift import LatentShiftPipeline
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+def size_factor(pipeline: LatentShiftPipeline) -> int:
+    """What width and height must be divisible by, in pixels."""
+    return int(pipeline.vae_scale_factor * 2**pipeline.unet.num_upsamplers)
+
+
+def check_size(argument: str, pipeline: LatentShiftPipeline, width: int | None, height: int | None) -> None:
+    """Raises `InputError` unless the model can make clips of this size; None is the model's own."""
+    for value in (width, height):
+        if value is not None:
+            check_divisible(argument, value, size_factor(pipeline))
+
+
+def check_prompts(
+    prompt: Any, negative_prompt: Any, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
+) -> None:
+    """Raises `InputError` unless sentences are given once, as text or as features `(prompts, tokens, width)`."""
+    if (prompt is None) == (prompt_embeds is None):
+        raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise InputError("negative_prompt", negative_prompt, "be left out where negative_prompt_embeds are given")
+    for name, given in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        prompts = [given] if isinstance(given, str) else given
+        several = isinstance(prompts, Sequence) and len(prompts) > 0
+        if given is not None and not (several and all(isinstance(text, str) for text in prompts)):
+            raise InputError(name, given, "be a sentence or a list of sentences")
+    for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
+        if embeds is not None and embeds.dim() != 3:
+            raise InputError(name, tuple(embeds.shape), "have the shape (prompts, tokens, width)")
+
+
+def check_clip(
+    pipeline: LatentShiftPipeline, num_frames: int, height: int, width: int, num_inference_steps: int
+) -> None:
+    """Raises `InputError` unless the model and its scheduler can make a clip of this shape in so many steps."""
+    if not hasattr(pipeline.scheduler, "init_noise_sigma"):
+        raise InputError("scheduler", type(pipeline.scheduler).__name__, "be one of diffusion, not of flow matching")
+    check_whole("num_frames", num_frames)
+    check_whole("num_inference_steps", num_inference_steps)
+    most = pipeline.scheduler.config.num_train_timesteps
+    if num_inference_steps > most:
+        raise InputError("num_inference_steps", num_inference_steps, f"be at most {most}, the steps of training")
+    check_divisible("height", height, size_factor(pipeline))
+    check_divisible("width", width, size_factor(pipeline))
+
+
+def check_guidance(guidance_scale: float, motion_guidance: float) -> None:
+    """Raises `InputError` unless the scale is a finite number and the share of it that acts on motion is in [0, 1]."""
+    if not 0 <= motion_guidance <= 1:
+        raise InputError("motion_guidance", motion_guidance, "be in [0, 1]")
+    if not math.isfinite(guidance_scale):
+        raise InputError("guidance_scale", guidance_scale, "be a number")
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises `InputError` unless it is one of `OutputType`."""
+    if output_type not in get_args(OutputType):
+        raise InputError("output_type", output_type, f"be one of {', '.join(get_args(OutputType))}")
+
+
+def one_each(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    """Negative prompts, one for each of `count` prompts; empty where there is none.
+
+    Raises:
+        InputError: there are others than one, or one for each.
+    """
+    if isinstance(negative_prompt, str | None):
+        return [negative_prompt or ""] * count
+    if len(negative_prompt) != count:
+        expected = f"be a sentence, or a list with one for each of {count} prompts"
+        raise InputError("negative_prompt", len(negative_prompt), expected)
+    return list(negative_prompt)
