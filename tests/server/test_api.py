@@ -385,6 +385,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "\x1b[31m"}, "prompt"),
     ({"prompt": "x" * 1001}, "prompt"),
     ({"negative_prompt": "x" * 1001}, "negative_prompt"),
+    ({"negative_prompt": "blue", "guidance_scale": 1}, "negative_prompt"),
     ({"model": "sora-2"}, "model"),
     ({"model": "../../secrets"}, "model"),
     ({"steps": 0}, "steps"),

@@ -47,7 +47,7 @@ class VideoRequest(_Schema):
     size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
     """WIDTHxHEIGHT in pixels."""
     negative_prompt: str = ""
-    """What to lead away from."""
+    """What to lead away from; needs guidance."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     """The same seed and settings give the same clip; drawn where it is left out."""
     frames: int | None = Field(default=None, ge=1)
@@ -224,6 +224,9 @@ def resolve_request(request: VideoRequest, facts: ModelFacts, settings: ServerSe
     _check_most("steps", steps, min(settings.max_steps, facts.max_steps))
     _check_most("frames" if request.seconds is None else "seconds", frames, settings.max_frames, " frames")
     guidance = facts.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    if request.negative_prompt and guidance <= 1:
+        expected = f"be left out where guidance is off (its scale is {guidance:g})"
+        raise InputError("negative_prompt", request.negative_prompt, expected)
     return ClipRequest(
         model=facts.name,
         prompt=request.prompt,
