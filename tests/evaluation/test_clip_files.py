@@ -9,6 +9,8 @@ import pytest
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.evaluation.clip_files import (
+    ClipFiles,
+    ClipReader,
     ClipWindow,
     hash_files,
     list_clips,
@@ -160,3 +162,19 @@ def test_reading_ahead_keeps_the_order_and_the_bound() -> None:
     asked.clear()
     stopped.close()
     assert len(asked) <= 4
+
+
+def test_the_moment_follows_from_the_files_name_and_not_from_its_folder(tmp_path: Path) -> None:
+    one, other = (list_clips(write_clips(tmp_path / name, 1, frames=12), "generated")[0] for name in ("a", "b"))
+    for seed in range(8):
+        frames = [read_window(path, ClipWindow(FRAMES, seed=seed)).frames for path in (one, other)]
+        assert np.array_equal(*frames)
+
+
+def test_a_tenth_of_the_files_may_be_bad_and_no_more(tmp_path: Path) -> None:
+    write_clips(tmp_path, 9)
+    (tmp_path / "bad0.webp").write_bytes(b"no video")
+    paths = list_clips(tmp_path, "generated")
+    assert len(list(ClipReader("some", ClipFiles("here", paths), ClipWindow(FRAMES), 1, 1))) == 9
+    with pytest.raises(DataError, match="1 of 9 clips of here cannot be used, more than 10%"):
+        list(ClipReader("some", ClipFiles("here", paths[:1] + paths[2:]), ClipWindow(FRAMES), 1, 1))

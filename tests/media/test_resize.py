@@ -56,3 +56,17 @@ def test_messages(moving: Moving) -> None:
         resize_frames(np.zeros((4, 4, 3), np.uint8), 8)
     with pytest.raises(InputError, match="frames must be uint8, got 'float32'"):
         resize_frames(np.zeros((1, 4, 4, 3), np.float32), 8)  # type: ignore[arg-type]
+
+
+def test_a_tall_clip_is_cropped_at_its_centre(moving: Moving) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 20, 3), dtype=np.uint8)
+    whole = np.asarray(Image.fromarray(frames[1]).resize((10, 30), Image.Resampling.LANCZOS))
+    np.testing.assert_allclose(resize_frames(frames, 10)[1].astype(int), whole[10:20], atol=1)
+
+
+def test_a_background_is_on_both_sides_of_a_tall_picture() -> None:
+    frames = np.full((1, 40, 20, 3), 10, np.uint8)
+    resized = resize_frames(frames, 20, background=(255, 0, 255))
+    assert (resized[0, :, 5:15] == 10).all()
+    assert (resized[0, :, :5] == (255, 0, 255)).all()
+    assert (resized[0, :, 15:] == (255, 0, 255)).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from latent_shift.core.errors import InputError
-from latent_shift.metrics import frame_difference, loop_closes, motion_r2, neighbour_differences
+from latent_shift.metrics import flicker, frame_difference, loop_closes, motion_r2, neighbour_differences
 
 RNG = np.random.default_rng(0)
 
@@ -79,3 +79,18 @@ def test_a_loop_closes_and_a_cut_does_not() -> None:
     assert loop_closes(clip)
     assert loop_closes(np.roll(clip, 9, axis=0))
     assert not loop_closes(clip[:12])
+
+
+def levels(*values: int) -> np.ndarray:
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), 4, 4, 3)).copy()
+
+
+def test_flicker_is_the_distance_from_the_middle_of_the_neighbours() -> None:
+    assert flicker(levels(0, 200, 100)) == 150
+    assert flicker(levels(0, 255, 0, 255)) == 255
+    assert flicker(levels(0, 100, 200)) == 0  # steady change is none
+    assert flicker(levels(0, 200)) == 0
+
+
+def test_one_cut_in_a_clip_does_not_make_its_ends_meet() -> None:
+    assert not loop_closes(levels(0, 1, 2, 60, 61, 11, 10))  # neighbours are 1 apart, but for two cuts

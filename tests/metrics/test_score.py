@@ -208,3 +208,30 @@ def test_every_metric_names_features_that_there_are() -> None:
     from latent_shift.metrics import EXTRACTORS
 
     assert {metric.features for metric in METRICS.values()} == set(EXTRACTORS)
+
+
+def test_resamples_of_another_seed_are_others() -> None:
+    drawn: list[int] = []
+
+    def draw_one(rng: np.random.Generator) -> float:
+        drawn.append(int(rng.integers(2**60)))
+        return 0.0
+
+    for seed in (0, 1):
+        bootstrap_interval(0.0, draw_one, 10, seed)
+    assert len(set(drawn)) == len(drawn) == 20
+
+
+def test_the_deviation_is_that_of_a_sample() -> None:
+    values, half = iter((1.0, 3.0)), 1.959964 * 2**0.5
+    assert bootstrap_interval(2.0, lambda _: next(values), 2) == pytest.approx((2 - half, 2 + half))
+
+
+def test_the_seed_decides_which_clips_of_a_large_set_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = (np.random.default_rng(k).normal(size=(60, 1, 3)).astype(np.float32) for k in range(2))
+    monkeypatch.setattr(score, "_KERNEL_ROWS", 20)
+    values = [
+        score_features("kid", INFO, generated, real, options=ScoreOptions(resamples=0, seed=seed)).value
+        for seed in (0, 0, 1)
+    ]
+    assert values[0] == values[1] != values[2]

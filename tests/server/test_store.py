@@ -289,3 +289,21 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(DataError, match="the jobs have version 7, this server reads version 1"):
         Store(tmp_path)
+
+
+def test_an_accepted_job_survives_a_power_cut(tmp_path: Path) -> None:
+    database = Store(tmp_path)._database
+    found = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert found == ["wal", 2]  # full
+
+
+def test_what_is_too_old_goes_before_what_is_too_much(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    young, old = add(store), add(store)
+    make(store, old, size=100)
+    now = 1900.0  # the first one took longer
+    make(store, young, size=100)
+    now = 2000.0
+    assert store.expire(keep_seconds=500, keep_bytes=100) == 1
+    assert [job.id for job in store.page("", None, 10, newest_first=False)[0]] == [young]

@@ -44,6 +44,13 @@ def test_a_folder_is_read_by_its_table_or_by_its_files(tmp_path: Path) -> None:
     assert find_sources(tmp_path, read_prompt) == [Source(tmp_path / "b.mp4", "a dog")]
 
 
+def test_what_a_killed_write_left_is_no_clip(tmp_path: Path) -> None:
+    (tmp_path / ".cat.webp.x1").mkdir()
+    for name in (".cat.webp.x1/cat.webp", "cat.webp"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_sources(tmp_path, lambda _: "a cat") == [Source(tmp_path / "cat.webp", "a cat")]
+
+
 def test_a_folder_of_frames_is_one_clip(tmp_path: Path) -> None:
     write_video(tmp_path / "clips/cat", np.zeros((2, 8, 8, 3), dtype=np.uint8), 8.0, {"prompt": "a cat"})
     (tmp_path / "clips/notes").mkdir()

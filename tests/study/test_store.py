@@ -387,3 +387,46 @@ def test_a_crowd_in_two_processes_of_which_many_leave(make: Make, tmp_path: Any,
     assert len(pair_votes(store)) == 30
     assert max(Counter((vote.rater, vote.pair) for vote in store.votes()).values()) == 1
     other.close()
+
+
+def test_an_answer_that_is_changed_keeps_the_time_that_the_first_took(make: Make, clock: Clock) -> None:
+    store = make(2, checks_per_rater=0)
+    token = begin(store)
+    state = store.state(token)
+    clock.now += 7
+    answer(store, token, state)
+    clock.now += 500
+    store.answer(token, 1, both("right"))
+    assert [vote.seconds for vote in store.votes()] == [7]
+
+
+def test_who_was_replaced_stays_rejected_though_the_answers_are_corrected(make: Make, clock: Clock) -> None:
+    store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
+    careless = begin(store)
+    state = store.state(careless)
+    while state.item is not None:
+        state = answer(store, careless, state, scrambled_side(store, state))
+    clock.now += 11 * 60
+    assert [rater.rejected for rater in store.raters()] == [True]
+    for position in range(1, state.done + 1):
+        wrong = scrambled_side(store, State("rate", 0, 0, store.item(careless, position)))
+        store.answer(careless, position, both("right" if wrong == "left" else "left"))
+    store.finish(careless)
+    assert [rater.rejected for rater in store.raters()] == [True]
+
+
+def test_who_passes_just_as_many_checks_as_are_asked_for_counts(make: Make) -> None:
+    store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
+    token = begin(store)
+    state, met = store.state(token), 0
+    while state.item is not None:
+        scrambled = [
+            store.files[clip.file_name(0)].read_bytes()[:1].isdigit() for clip in (state.item.left, state.item.right)
+        ]
+        met += any(scrambled)
+        state = answer(
+            store, token, state, "left" if scrambled[met == 1] else "right"
+        )  # the first check alone is right
+    assert met == 2
+    store.finish(token)
+    assert [rater.rejected for rater in store.raters()] == [False]

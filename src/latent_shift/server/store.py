@@ -255,7 +255,7 @@ class Store:
             (excess,) = self._database.execute("SELECT total(bytes) - ? FROM jobs", (keep_bytes,)).fetchone()
             rows = self._database.execute(
                 "SELECT id, bytes, finished_at FROM jobs "
-                "WHERE finished_at < ? OR (? > 0 AND bytes > 0) ORDER BY number",
+                "WHERE finished_at < ? OR (? > 0 AND bytes > 0) ORDER BY finished_at, number",
                 (oldest, excess),
             ).fetchall()
             gone = 0
