@@ -279,6 +279,7 @@ def test_what_is_missing_is_said_before_a_clip_is_made(
     [
         ({"scheduler": "plms"}, "scheduler must be one of"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"frames": 0}, "frames must be at least 1"),
         ({"part": (3, 2)}, "part must be NUMBER/OF, the number from 1 to OF, got '3/2'"),
         ({"part": (0, 2)}, "part must be NUMBER/OF"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -300,3 +301,12 @@ def test_other_data_is_refused(msrvtt_data: Path, ucf101_data: Path) -> None:
         msrvtt(str(msrvtt_data), "two")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="samples must be at least 1"):
         ucf101(str(ucf101_data), samples=0)
+
+
+def test_images_are_frozen_videos(msrvtt_data: Path, road: Path, tmp_path: Path) -> None:
+    protocol = msrvtt(str(msrvtt_data), "one")
+    done = evaluate(protocol, road, tmp_path, frames=1, metrics=("lite0-frames-kd",))
+    assert (done.settings["frames"], done.made) == (1, 5)
+    assert {len(read_video(path).frames) for path in done.folder.rglob("*.webp")} == {1}
+    (score,) = done.results
+    assert score.protocol["frames"] == 1

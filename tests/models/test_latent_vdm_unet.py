@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -226,3 +227,11 @@ def test_a_part_of_a_temporal_layer_is_refused(tmp_path: Path) -> None:
 def test_options_that_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         LatentVDMUNet(**{**TINY, **options})
+
+
+def test_weights_may_be_elsewhere_until_they_are_needed() -> None:
+    unet, (sample, timestep, text) = make_unet(), inputs()
+    with torch.no_grad():
+        expected = unet(sample, timestep, text).sample
+        cpu_offload(unet, torch.device("cpu"))
+        torch.testing.assert_close(unet(sample, timestep, text).sample, expected)

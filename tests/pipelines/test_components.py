@@ -8,12 +8,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import hub_utils
 from disk import full_disk
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -21,6 +24,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from latent_shift import LatentShiftPipeline, LatentShiftUNet, PatchAutoencoderKL
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.pipelines import convert_model
+from latent_shift.pipelines.components import read_index
 
 from .conftest import MakePipeline, make_kl_vae, make_unet
 
@@ -462,3 +466,40 @@ def test_a_tokenizer_of_a_vocabulary_file_is_whole(copy: Path, tokenizer_folder:
     assert isinstance(loaded.tokenizer, BertTokenizerFast)
     assert loaded.tokenizer("a red heart")["input_ids"] == [2, 5, 6, 8, 3]
     assert isinstance(loaded.unet, LatentShiftUNet)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"torch_dtype": "auto"}, "torch_dtype must be a torch.dtype, or map names of parts to them, got 'auto'"),
+        ({"dtype": {"unet": "fp16"}}, "torch_dtype must be a torch.dtype, or map names of parts to them, got 'fp16'"),
+        ({"device_map": "cpu"}, "device_map must be left out: move the pipeline with `to`, or offload it"),
+        ({"use_safetensors": False}, "use_safetensors must be True, or left out, got False"),
+        ({"low_cpu_mem_usage": False}, "low_cpu_mem_usage must be True, or left out, got False"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("as_users_run")
+def test_what_diffusers_takes_and_this_does_not(saved: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=re.escape(named)):
+        LatentShiftPipeline.from_pretrained(saved, **options)
+
+
+def test_what_is_so_anyway_may_be_said(saved: Path) -> None:
+    loaded = LatentShiftPipeline.from_pretrained(saved, use_safetensors=True, low_cpu_mem_usage=True, device_map=None)
+    assert torch.equal(run(loaded), run(LatentShiftPipeline.from_pretrained(saved)))
+
+
+def test_saving_does_not_upload(pipeline: LatentShiftPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="push_to_hub must be left out: the pipeline's method push_to_hub"):
+        pipeline.save_pretrained(tmp_path / "model", push_to_hub=True)
+    assert not list(tmp_path.iterdir())
+    uploaded: list[dict[str, Any]] = []
+    monkeypatch.setattr(hub_utils, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *_, **__: ModelCard("a card"))
+    monkeypatch.setattr(
+        LatentShiftPipeline, "_upload_folder", lambda _self, folder, *_, **__: uploaded.append(read_index(Path(folder)))
+    )
+    pipeline.push_to_hub("us/model")
+    (index,) = uploaded
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]

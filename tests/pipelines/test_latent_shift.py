@@ -577,7 +577,7 @@ def test_eta_reaches_the_schedulers_that_have_it(pipeline: LatentShiftPipeline) 
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be at least 1, got 0"),
         ({"decode_chunk_size": 0}, "decode_chunk_size must be at least 1, got 0"),
         ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent, got 'gif'"),
-        ({"boundary": "mirror"}, "boundary must be one of zero, circular, got 'mirror'"),
+        ({"boundary": "mirror"}, "boundary must be default, zero, circular or None, got 'mirror'"),
         ({"negative_prompt": ["a", "b"]}, "must be a sentence, or a list with one for each of 1 prompts, got 2"),
         ({"negative_prompt": 3}, "negative_prompt must be a sentence or a list of sentences, got 3"),
         ({"negative_prompt": []}, r"negative_prompt must be a sentence or a list of sentences, got \[\]"),
@@ -615,8 +615,7 @@ def test_arguments_that_are_refused(pipeline: LatentShiftPipeline, options: dict
     rows = count_rows(pipeline)
     with pytest.raises(InputError, match=message):
         pipeline(**{"prompt": HEART, "num_inference_steps": 1, **options})
-    # Before any work, but for the network's own check.
-    assert len(rows) == ("boundary" in options)
+    assert not rows  # before any work
 
 
 def test_a_scheduler_of_flow_matching_is_refused(pipeline: LatentShiftPipeline) -> None:
@@ -651,3 +650,125 @@ def test_a_model_without_a_size(make_pipeline: MakePipeline) -> None:
     with pytest.raises(InputError, match="height and width must be given"):
         run(pipeline, height=16)
     assert run(pipeline, height=16, width=16).shape == (1, 4, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "rows"),
+    [
+        ((0.0, 1.0), 4, [2, 2, 2, 2]),
+        ((0.3, 0.8), 4, [1, 2, 2, 1]),
+        ((0.0, 0.5), 4, [2, 2, 1, 1]),
+        ((0.5, 1.0), 3, [1, 2, 2]),
+    ],
+)
+def test_guidance_starts_and_stops(
+    pipeline: LatentShiftPipeline, interval: tuple[float, float], steps: int, rows: list[int]
+) -> None:
+    seen = count_rows(pipeline)
+    options = {"num_inference_steps": steps, "guidance_scale": 3.0}
+    given = run(pipeline, guidance_interval=interval, **options)
+    assert seen == rows
+    pipeline.register_to_config(default_guidance_start=interval[0], default_guidance_stop=interval[1])
+    assert torch.equal(run(pipeline, **options), given)
+    seen.clear()
+    run(pipeline, num_inference_steps=steps, guidance_scale=1.0)
+    assert seen == [1] * steps
+
+
+def test_the_interval_of_guidance_is_kept_with_the_model(pipeline: LatentShiftPipeline, tmp_path: Path) -> None:
+    pipeline.register_to_config(default_guidance_start=0.25, default_guidance_stop=0.75)
+    pipeline.save_pretrained(tmp_path / "model")
+    assert LatentShiftPipeline.from_pretrained(tmp_path / "model").guidance_interval == (0.25, 0.75)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.5,), (0.0, math.nan)])
+def test_an_interval_is_two_shares(pipeline: LatentShiftPipeline, interval: Any) -> None:
+    with pytest.raises(InputError, match="guidance_interval must be two shares of the steps, 0 <= start < stop <= 1"):
+        run(pipeline, guidance_interval=interval)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"boundary": "circle"},
+        {"noise_correlation": 1.5},
+        {"seam_frames": 2},
+        {"latents": torch.zeros(1)},
+        {"noise_correlation": 0.5, "latents": torch.zeros(1)},
+        {"negative_prompt": ["blue", "red"]},
+        {"guidance_interval": (1, 0)},
+        {"timesteps": [999, 1], "num_inference_steps": 2},
+        {"timesteps": [999, 1], "sigmas": [1.0, 0.5], "num_inference_steps": None},
+        {"sigmas": [1.0, 0.5], "num_inference_steps": None},  # which DDIM does not take
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("as_users_run")
+def test_all_is_checked_before_anything_is_computed(pipeline: LatentShiftPipeline, wrong: dict[str, Any]) -> None:
+    pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler.config)
+    encoded: list[int] = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    names = "|".join(wrong)
+    with pytest.raises(InputError, match=rf"^({names}) must "):
+        run(pipeline, **wrong)
+    assert not encoded
+
+
+def test_steps_may_be_given_one_by_one(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler.config)
+    times: list[int] = []
+    options = {"num_inference_steps": None, "callback_on_step_end": lambda *arguments: times.append(int(arguments[2]))}
+    run(pipeline, timesteps=[900, 500, 20], **options)
+    assert times == [900, 500, 20]
+
+
+def test_attention_processors_get_their_arguments(
+    pipeline: LatentShiftPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    forward = pipeline.unet.forward
+
+    def note(*args: Any, cross_attention_kwargs: Any = None, **options: Any) -> Any:
+        seen.append(cross_attention_kwargs)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(pipeline.unet, "forward", note)
+    run(pipeline, cross_attention_kwargs={"scale": 0.5})
+    run(pipeline)
+    assert seen == [{"scale": 0.5}] * 2 + [None] * 2
+
+
+def test_another_pipeline_of_the_same_parts(pipeline: LatentShiftPipeline) -> None:
+    other = LatentShiftPipeline.from_pipe(pipeline)
+    assert other.unet is pipeline.unet
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(run(other), run(pipeline))
+
+
+@pytest.mark.parametrize("output_type", ["latent", "jpeg"])
+@pytest.mark.usefixtures("as_users_run")
+def test_what_is_decoded_is_pictures(pipeline: LatentShiftPipeline, output_type: Any) -> None:
+    with pytest.raises(InputError, match="output_type must be one of pil, np, pt, got"):
+        pipeline.decode_latents(run(pipeline), output_type=output_type)
+
+
+def test_a_model_of_pictures_is_sampled_without_the_shift(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pictures, videos = make_pipeline(unet={"default_boundary": None}), make_pipeline()
+    expected = run(videos, boundary=None, num_frames=1)
+    assert torch.equal(run(pictures, num_frames=1), expected)
+    assert not torch.allclose(run(videos, num_frames=1), expected, atol=1e-3)
+    assert torch.equal(run(pictures, boundary="zero", num_frames=1), run(videos, num_frames=1))
+    pictures.save_pretrained(tmp_path / "model")
+    loaded = LatentShiftPipeline.from_pretrained(tmp_path / "model")
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, num_frames=1), expected)
+
+
+def test_the_first_noise_is_as_large_as_the_scheduler_begins(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = make_scheduler("euler", pipeline.scheduler.config)
+    seen: list[Tensor] = []
+    pipeline.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    noise = torch.randn(1, 4, 3, 2, 2)
+    run(pipeline, latents=noise, num_frames=3, num_inference_steps=4, guidance_scale=1.0)
+    assert pipeline.scheduler.init_noise_sigma > 10
+    torch.testing.assert_close(seen[0], noise, rtol=1e-2, atol=1e-2)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.callbacks import SDXLCFGCutoffCallback
 
 from latent_shift.core.errors import InputError
 from latent_shift.pipelines import LatentShiftXLPipeline, convert_model
@@ -83,3 +84,33 @@ def test_weights_may_be_elsewhere_until_they_are_needed(pipeline: LatentShiftXLP
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet):
         cpu_offload(part, torch.device("cpu"), offload_buffers=True)
     torch.testing.assert_close(run(pipeline, output_type="pt"), expected)
+
+
+@pytest.mark.parametrize("scale", [5.0, 1.0])
+def test_a_callback_may_drop_a_clip(pipeline: LatentShiftXLPipeline, scale: float) -> None:
+    expected, generators = run(pipeline, HAND, (1,), guidance_scale=scale), [torch.Generator() for _ in range(2)]
+    for seed, generator in enumerate(generators):
+        generator.manual_seed(seed)
+
+    def drop(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        generators[:] = generators[-1:]
+        return {name: tensor[-1:] for name, tensor in tensors.items()}
+
+    names = [name for name in pipeline._callback_tensor_inputs if name != "clean_latents"]
+    options = {"callback_on_step_end": drop, "callback_on_step_end_tensor_inputs": names, "guidance_scale": scale}
+    options |= {"num_frames": 2, "num_inference_steps": 2, "output_type": "latent"}
+    left = pipeline([HEART, HAND], generator=generators, **options).frames
+    torch.testing.assert_close(left, expected, rtol=0, atol=1e-4)
+
+
+def test_diffusers_callback_ends_guidance(pipeline: LatentShiftXLPipeline) -> None:
+    rows: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    run(pipeline, num_inference_steps=4, callback_on_step_end=SDXLCFGCutoffCallback(cutoff_step_ratio=0.25))
+    assert rows == [2, 2, 1, 1]
+
+
+def test_guidance_in_two_halves_tells_each_half_its_own_conditions(pipeline: LatentShiftXLPipeline) -> None:
+    expected = run(pipeline, negative_prompt="blue")
+    pipeline.guides_in_halves = True
+    torch.testing.assert_close(run(pipeline, negative_prompt="blue"), expected, rtol=1e-4, atol=1e-4)

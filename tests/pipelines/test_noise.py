@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    LCMScheduler,
+    SASolverScheduler,
+    SchedulerMixin,
+    TCDScheduler,
+)
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import make_scheduler
 from latent_shift.pipelines import noise as noise_module
-from latent_shift.pipelines.noise import FrameNoiseSteps, correlate_frames
+from latent_shift.pipelines.noise import FrameNoiseSteps, correlate_frames, scheduler_step
 
 
 def covariance(correlation: float, boundary: Boundary, frames: int) -> np.ndarray:
@@ -89,6 +103,7 @@ def test_a_step_without_noise_is_the_schedulers() -> None:
         (None, 0.5, 0.0, 4, False),
         (None, 0.5, 0.3, 4, True),
         ("dpm++", 0.5, 0.3, 4, False),  # which has no eta
+        ("ddpm", 0.5, 0.0, 4, True),
     ],
 )
 def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
@@ -110,3 +125,45 @@ def test_a_pipeline_steps_so_where_the_scheduler_draws_noise(
         pipeline.scheduler = DDIMScheduler(clip_sample=False) if options is None else DDPMScheduler(**options)
     pipeline("a", num_frames=frames, num_inference_steps=2, eta=eta, boundary="circular", output_type="latent")
     assert made == ([(frames, correlation, "circular")] if follows else [])
+
+
+STOCHASTIC: list[tuple[type[SchedulerMixin], dict[str, Any]]] = [
+    (DDPMScheduler, {"clip_sample": False}),
+    (EulerAncestralDiscreteScheduler, {}),
+    (KDPM2AncestralDiscreteScheduler, {}),
+    (LCMScheduler, {}),
+    (SASolverScheduler, {}),
+    (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    (DPMSolverSinglestepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    (TCDScheduler, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), STOCHASTIC)
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers' KDPM2
+def test_noise_follows_the_frames_whoever_draws_it(kind: Any, options: dict[str, Any]) -> None:
+    """Of a model that predicts nothing, latents differ between two seeds by the noise of the steps."""
+    scheduler = kind(**options)
+
+    def sample(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        scheduler.set_timesteps(4)
+        step = scheduler_step(scheduler, 0.5, 6, 0.9, "zero")
+        latents = correlate_frames(torch.ones(8, 4, 6, 16, 16), 0.9, "zero")
+        accepted = inspect.signature(scheduler.step).parameters
+        given = {key: value for key, value in (("eta", 0.5), ("generator", generator)) if key in accepted}
+        for timestep in scheduler.timesteps[:-1]:
+            scaled = scheduler.scale_model_input(latents, timestep)
+            latents, clean = step(torch.zeros_like(scaled), timestep, latents, **given, return_dict=False)[:2]
+        return latents, clean
+
+    (one, clean), (other, _) = sample(0), sample(1)
+    assert clean.shape == one.shape
+    rows = (one - other).transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)
+    neighbours = [float(np.corrcoef(rows[index], rows[index + 1])[0, 1]) for index in range(5)]
+    np.testing.assert_allclose(neighbours, 0.9, atol=0.02)
+
+
+def test_a_step_that_clips_by_thresholds_is_the_schedulers_own() -> None:
+    scheduler = DDPMScheduler(clip_sample=False, thresholding=True)
+    assert scheduler_step(scheduler, 0.0, 4, 0.5, "zero") == scheduler.step

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
 from latent_shift.pipelines import SCHEDULERS, make_scheduler
-from latent_shift.pipelines.schedulers import usual_steps
+from latent_shift.pipelines.components import load_component
+from latent_shift.pipelines.loading import model_folder
+from latent_shift.pipelines.schedulers import PAPER_NOISE, usual_steps
 
 PAPER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -161,3 +164,14 @@ def test_the_usual_steps_of_a_scheduler_are_those_of_its_class() -> None:
 def test_an_unknown_name() -> None:
     with pytest.raises(InputError, match=r"scheduler must be one of dpm\+\+, unipc, .*, ddpm, got 'magic'"):
         make_scheduler("magic", DDIMScheduler().config)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("other", [DDIMScheduler, DDPMScheduler])
+def test_latents_are_not_clipped_by_schedulers_made_of_its_config(name: str, other: Any, tmp_path: Path) -> None:
+    scheduler = make_scheduler(name, PAPER_NOISE)
+    scheduler.save_pretrained(tmp_path)
+    loaded = type(scheduler).from_pretrained(tmp_path)
+    assert other.from_config(loaded.config).config.clip_sample is False
+    shipped = load_component(DPMSolverMultistepScheduler, model_folder("emoji") / "scheduler")
+    assert other.from_config(shipped.config).config.clip_sample is False

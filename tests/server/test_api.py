@@ -13,7 +13,7 @@ from httpx import Response
 
 from latent_shift.server.jobs import Jobs
 
-from .conftest import JSON, Connect, PretendedEngine
+from .conftest import FACTS, JSON, Connect, PretendedEngine
 
 KEYS = {"api_keys": frozenset({"first-key", "second-key"})}
 FIRST, SECOND = {"Authorization": "Bearer first-key"}, {"Authorization": "Bearer second-key"}
@@ -656,3 +656,18 @@ def test_the_openapi_document_is_whole(client: Any) -> None:
     for reference in set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))):
         assert reference in document["components"]["schemas"]
     assert document["components"]["schemas"]["VideoRequest"]["properties"]["prompt"]["description"]
+
+
+def test_all_steps_done_is_not_yet_completed(client: Any, engine: PretendedEngine) -> None:
+    video = create(client)
+    engine.begin(video["id"])
+    engine.step(video["id"], 4)
+    now = get(client, video)
+    assert (now["status"], now["progress"], now["step"]) == ("in_progress", 99, 4)
+
+
+def test_a_model_of_few_steps_is_asked_for_no_more(connect: Connect, engine: PretendedEngine) -> None:
+    engine.facts = FACTS.model_copy(update={"max_steps": 8})
+    client = connect()
+    assert client.get("/v1/models").json()["data"][0]["max_steps"] == 8
+    assert error(client.post("/v1/videos", json={**JSON, "steps": 9}), 400)["param"] == "steps"

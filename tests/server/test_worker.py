@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from latent_shift import LatentShiftPipeline
-from latent_shift.media import read_video
+from latent_shift.media import read_video, to_uint8
 from latent_shift.pipelines import SCHEDULERS, load_preset, make_scheduler
-from latent_shift.pipelines.generation import to_uint8
 from latent_shift.server.engine import VARIANTS, ClipRequest, Engine, Event, Failed, Finished, Progress, Started
 from latent_shift.server.worker import LocalEngine, _decode, _jpeg
 
@@ -443,3 +442,11 @@ def test_a_fast_model_offers_the_solver_that_it_was_trained_for() -> None:
     pipeline.register_to_config(distilled_steps=4)
     facts = LocalEngine("tiny-fast", [pipeline], scheduler="ddim-trailing").facts
     assert (facts.scheduler, facts.schedulers) == ("ddim-trailing", {"ddim-trailing": 4})
+
+
+def test_a_clip_is_on_the_disk_before_its_job_is_done(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[set[str]] = []
+    monkeypatch.setattr("latent_shift.core.files._sync", lambda *paths: synced.append({path.name for path in paths}))
+    desk.submit("one")
+    desk.run()
+    assert synced == [{"one", *VARIANTS.values()}, {desk.folder.name}]

@@ -722,3 +722,15 @@ def test_a_preview_leaves_no_memory_behind(make_recipe: MakeRecipe) -> None:
     run_stage(stage, make_recipe("video", steps=3, preview={"every": 1}))
     # The first one makes the scheduler's tables of its steps.
     assert counts[1:] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_model_is_exported_in_the_dtype_of_the_recipe(
+    make_stage: MakeStage, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    names = {torch.float16: "fp16", torch.float32: "fp32"}
+    make_stage("video", export_dtype=names[dtype]).export(tmp_path / "model")
+    files = list((tmp_path / "model").rglob("*.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        assert {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()} == {dtype}

@@ -252,3 +252,11 @@ def test_previews_are_as_the_student_is_sampled(
 ) -> None:
     with pytest.raises(InputError, match=message):
         make_recipe("video", **distilled(teacher, 2, 1, **changes))
+
+
+def test_the_teacher_has_guidance_where_sampling_has_it(make_student: MakeStudent) -> None:
+    stage = make_student(2, 2)
+    stage._guidance = 3.0, 1.0, (0.25, 0.5)
+    nothing, sentence = torch.zeros(4, 4, 2, 2, 2), torch.ones(4, 4, 2, 2, 2)
+    guided = stage._guide(nothing, sentence, torch.tensor([999, 749, 500, 499]))  # shares 0, 0.25, 0.499, 0.5
+    assert guided[:, 0, 0, 0, 0].tolist() == [1, 3, 3, 1]

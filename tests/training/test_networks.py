@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from latent_shift import LatentShiftUNet, PatchAutoencoderKL
 from latent_shift.core.errors import InputError
-from latent_shift.training.networks import make_network
+from latent_shift.training.networks import load_autoencoder, make_network
 
 from .conftest import MakeTree
 
@@ -63,3 +65,12 @@ def test_an_option_of_the_shift_out_of_range_keeps_its_own_message(make_tree: Ma
     arguments = make_tree("image", tmp_path)["model"]["arguments"]
     with pytest.raises(InputError, match="^shift_fold must be a whole number from 2 to 8, the narrowest width, got 1$"):
         make_network(LatentShiftUNet, {**arguments, "shift_fold": 1})
+
+
+def test_an_autoencoder_may_be_of_diffusers(tmp_path: Path) -> None:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, **blocks).save_pretrained(tmp_path)
+    assert type(load_autoencoder(tmp_path, "model.autoencoder")) is AutoencoderKL
+    expected = "model.init must hold a network of the class PatchAutoencoderKL, not AutoencoderKL, got"
+    with pytest.raises(InputError, match=expected):
+        load_autoencoder(tmp_path, "model.init", (PatchAutoencoderKL,))

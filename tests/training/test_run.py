@@ -16,6 +16,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.training import Recipe, run, train
 from latent_shift.training.networks import weights_digest
@@ -388,6 +389,17 @@ def test_a_model_is_sampled_as_it_was_trained(
     pipeline = make_stage_of(make_recipe("video", **changes)).pipeline
     assert pipeline.unet.config.default_boundary == boundary
     assert pipeline.config.fps == fps
+
+
+@pytest.mark.parametrize(("share", "boundary"), [(0.0, "zero"), (0.5, "zero"), (1.0, "circular")])
+def test_a_model_of_pictures_becomes_one_of_videos(
+    make_recipe: MakeRecipe, road: Path, share: float, boundary: str
+) -> None:
+    pictures = LatentShiftPipeline.from_pretrained(road / "image/model")
+    assert pictures.unet.config.default_boundary is None
+    assert make_stage_of(make_recipe("image")).pipeline.unet.config.default_boundary is None
+    videos = make_stage_of(make_recipe("video", diffusion={"circular_share": share})).pipeline
+    assert videos.unet.config.default_boundary == boundary
 
 
 def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:

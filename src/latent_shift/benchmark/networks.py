@@ -79,10 +79,11 @@ class Denoiser(nn.Module):
         encoder_hidden_states: Float[Tensor, "batch tokens text_channels"],
         boundary: Any = "default",
         added_cond_kwargs: None = None,
+        cross_attention_kwargs: None = None,
         return_dict: bool = False,
     ) -> tuple[Float[Tensor, "batch channels frames height width"]]:
         """Predicts the noise; the last three arguments are there for the pipeline."""
-        del boundary, added_cond_kwargs, return_dict
+        del boundary, added_cond_kwargs, cross_attention_kwargs, return_dict
         return (self.call(self.network, sample, timestep, encoder_hidden_states),)
 
 

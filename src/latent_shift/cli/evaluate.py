@@ -42,6 +42,10 @@ def emoji(
     motion_guidance: Annotated[
         float | None, typer.Option(help="Share of guidance that acts on motion, 0 to 1. [default: the model's]")
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Shares of the steps where guidance starts and stops. [default: the model's]"),
+    ] = None,
     noise_correlation: Annotated[
         float | None, typer.Option(help="Of neighbouring frames' noise, 0 to below 1. [default: the model's]")
     ] = None,
@@ -70,6 +74,7 @@ def emoji(
         fast=fast,
         guidance_scale=guidance,
         motion_guidance=motion_guidance,
+        guidance_interval=guidance_interval,
         noise_correlation=noise_correlation,
         seed=seed,
         limit=limit,
@@ -176,6 +181,9 @@ def msrvtt(
     model: Model = None,
     clips: Clips = None,
     captions: Annotated[str, typer.Option(help="all, as the paper, or one of each video.")] = "all",
+    frames: Annotated[
+        int | None, typer.Option(help="Of a clip; 1 for images, as the paper's Table 5. [default: the model's]")
+    ] = None,
     output: Output = _OUTPUT,
     part: Part = None,
     scheduler: Scheduler = "dpm++",
@@ -190,18 +198,20 @@ def msrvtt(
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """The paper's Table 1: FID and CLIPSIM of frames over MSR-VTT's test captions. A rerun goes on.
+    """The paper's Tables 1 and 5: FID and CLIPSIM of frames over MSR-VTT's test captions. A rerun goes on.
 
     Examples:
       latent-shift evaluate msrvtt data/msrvtt --model my-model --scheduler ddpm
 
       latent-shift evaluate msrvtt data/msrvtt --model my-model --captions one --part 1/4
+
+      latent-shift evaluate msrvtt data/msrvtt --model my-model --frames 1
     """
     from latent_shift.evaluation import ProtocolOptions, protocols
 
     part_of = _read_part(part)
-    options = ProtocolOptions(scheduler, steps, guidance, batch_size, part_of, _as_tuple(metrics), resamples)
-    asked = {"--captions": captions != "all", "--seed": seed != 0}
+    options = ProtocolOptions(scheduler, steps, guidance, batch_size, part_of, _as_tuple(metrics), resamples, frames)
+    asked = {"--captions": captions != "all", "--frames": frames is not None, "--seed": seed != 0}
     _check_clips(clips, options, asked | {"--output": output != _OUTPUT, "--dtype": dtype != "auto"})
     protocol = protocols.msrvtt(data, cast("Any", captions), seed)
     _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)

@@ -48,6 +48,10 @@ def generate(
         float | None,
         typer.Option(help="Share of guidance that acts on motion, 0 to 1; less is calmer. [default: the model's]"),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Shares of the steps where guidance starts and stops; 0 1 is all. [default: the model's]"),
+    ] = None,
     noise_correlation: Annotated[
         float | None,
         typer.Option(help="Of neighbouring frames' noise, 0 to below 1; higher moves less. [default: the model's]"),
@@ -90,6 +94,9 @@ def generate(
         raise InputError("--guidance", guidance, "be a number")
     if motion_guidance is not None and not 0 <= motion_guidance <= 1:
         raise InputError("--motion-guidance", motion_guidance, "be in [0, 1]")
+    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+        expected = "be two shares of the steps, 0 <= start < stop <= 1"
+        raise InputError("--guidance-interval", guidance_interval, expected)
     if noise_correlation is not None and not 0 <= noise_correlation < 1:
         raise InputError("--noise-correlation", noise_correlation, "be in [0, 1)")
     if not -(2**63) <= seed < 2**63 - num_videos:
@@ -120,6 +127,7 @@ def generate(
         "num_inference_steps": steps or usual_steps,
         "guidance_scale": guidance,
         "motion_guidance": motion_guidance,
+        "guidance_interval": guidance_interval,
         "noise_correlation": noise_correlation,
         "boundary": "circular" if loop else "default",
     }
@@ -148,8 +156,8 @@ def _make(
     import numpy as np
     import torch
 
-    from latent_shift.media import write_video
-    from latent_shift.pipelines.generation import check_finite, clip_settings, to_uint8
+    from latent_shift.media import to_uint8, write_video
+    from latent_shift.pipelines.generation import check_finite, clip_settings
 
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +175,10 @@ def _make(
         options["num_inference_steps"],
         options["boundary"],
         len(frames),
-        **{name: options[name] for name in ("guidance_scale", "motion_guidance", "noise_correlation")},
+        guidance_scale=options["guidance_scale"],
+        motion_guidance=options["motion_guidance"],
+        guidance_interval=options["guidance_interval"],
+        noise_correlation=options["noise_correlation"],
     )
     metadata = {key: str(value) for key, value in settings.items()}
     write_video(place, to_uint8(frames), rate, metadata)

@@ -25,6 +25,7 @@ from latent_shift.media import Frames, read_video
 from latent_shift.metrics import loop_closes
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline, find_scheduler, load_pipeline, make_scheduler
+from latent_shift.pipelines.inputs import check_guidance
 from latent_shift.pipelines.loading import model_folder
 
 from .judge import EmojiJudge
@@ -56,6 +57,7 @@ class EvaluationOptions:
         fast: the model as `load_pipeline` distils it.
         guidance_scale: the model's own where None.
         motion_guidance: the model's own where None.
+        guidance_interval: the model's own where None.
         noise_correlation: of the first step's noise; the model's own where None.
         seed: all clips' seeds follow from it.
         labels: how many training labels.
@@ -71,6 +73,7 @@ class EvaluationOptions:
     fast: bool = False
     guidance_scale: float | None = None
     motion_guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     noise_correlation: float | None = None
     seed: int = 0
     labels: int = 100
@@ -85,8 +88,7 @@ class EvaluationOptions:
         for name in ("steps", "limit", "labels", "batch_size"):
             check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
         find_scheduler(self.scheduler, self.fast)
-        if self.motion_guidance is not None and not 0 <= self.motion_guidance <= 1:
-            raise InputError("motion_guidance", self.motion_guidance, "be in [0, 1]")
+        check_guidance(self.guidance_scale, self.motion_guidance, self.guidance_interval)
         if self.noise_correlation is not None and not 0 <= self.noise_correlation < 1:
             raise InputError("noise_correlation", self.noise_correlation, "be in [0, 1)")
         for name in self.sets:
@@ -181,6 +183,7 @@ def evaluate_emoji(
             "steps": options.steps,
             "guidance_scale": store["model"].settings["guidance_scale"],
             "motion_guidance": store["model"].settings["motion_guidance"],
+            "guidance_interval": store["model"].settings.get("guidance_interval", [0.0, 1.0]),
             "noise_correlation": store["model"].settings["noise_correlation"],
             "seed": options.seed,
             "limit": options.limit,
@@ -216,6 +219,7 @@ def _store(
         steps=options.steps or 1,
         guidance_scale=options.guidance_scale,
         motion_guidance=options.motion_guidance,
+        guidance_interval=options.guidance_interval,
         noise_correlation=options.noise_correlation,
         scheduler=options.scheduler or "",
     )

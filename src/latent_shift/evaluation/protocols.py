@@ -68,6 +68,7 @@ class ProtocolOptions:
         part: make only this share of the clips, (number, of how many), counted from 1, and score nothing.
         metrics: instead of the protocol's.
         resamples: of the bootstrap; 0 for no interval.
+        frames: of a clip, the model's own where None; 1 for images, which are frozen videos (the paper's Table 5).
     """
 
     scheduler: str = "dpm++"
@@ -77,12 +78,14 @@ class ProtocolOptions:
     part: tuple[int, int] | None = None
     metrics: tuple[str, ...] | None = None
     resamples: int = ScoreOptions.resamples
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a value out of range."""
         if self.scheduler not in SCHEDULERS:
             raise InputError("scheduler", self.scheduler, f"be one of {', '.join(SCHEDULERS)}")
         check_at_least("steps", 1 if self.steps is None else self.steps, 1)
+        check_at_least("frames", 1 if self.frames is None else self.frames, 1)
         check_at_least("batch_size", self.batch_size, 1)
         ScoreOptions(resamples=self.resamples)
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
@@ -197,13 +200,13 @@ def evaluate_protocol(
     report = progress or (lambda _what, _done, _total: None)
     pipeline = load_pipeline(model, device, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    config = pipeline.config
+    frames = options.frames or pipeline.config.default_frames
     scorer = None
     if options.part is None:
         height, width = pipeline.resolve_size()
         if height != width:
             raise InputError("model", model, f"make square clips, as real ones are cropped; its are {width} x {height}")
-        shape = config.default_frames, config.fps, height
+        shape = frames, pipeline.config.fps, height
         scorer = _make_scorer(protocol, options.metrics, *shape, options.resamples, weights, device)
         real = {"real": len(protocol.real)} if protocol.real else {}
         scorer.check_counts(generated=len(protocol.requests), **real)
@@ -211,7 +214,7 @@ def evaluate_protocol(
     settings = sample_settings(
         pipeline,
         hash_folder(model_folder(model)),
-        frames=config.default_frames,
+        frames=frames,
         boundary="default",
         steps=options.steps or SCHEDULERS[options.scheduler][1],
         guidance_scale=options.guidance_scale,

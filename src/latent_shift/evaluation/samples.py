@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from latent_shift.core.files import sha256_file, write_json
-from latent_shift.media import Frames, write_video
+from latent_shift.media import Frames, to_uint8, write_video
 from latent_shift.ops import Boundary
 from latent_shift.pipelines import LatentShiftPipeline
-from latent_shift.pipelines.generation import check_finite, to_uint8
+from latent_shift.pipelines.generation import check_finite
 
 _VERSION = 3
 """Of the arithmetic of sampling: another one where a solver changes, so that kept clips are made again."""
@@ -54,7 +54,7 @@ class SampleStore:
             output: the folder of all stores.
             pipeline: makes the clips.
             settings: what clips depend on (`sample_settings`); of these `frames`, `steps`, `guidance_scale`,
-                `motion_guidance`, `noise_correlation` and `boundary` are given to the pipeline.
+                `motion_guidance`, `guidance_interval`, `noise_correlation` and `boundary` are given to the pipeline.
             batch_size: clips made at once; changes them only within rounding.
         """
         self.settings = dict(settings)
@@ -94,6 +94,7 @@ class SampleStore:
             num_inference_steps=self.settings["steps"],
             guidance_scale=self.settings["guidance_scale"],
             motion_guidance=self.settings["motion_guidance"],
+            guidance_interval=self.settings.get("guidance_interval", (0.0, 1.0)),
             noise_correlation=self.settings["noise_correlation"],
             boundary=self.settings["boundary"],
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
@@ -113,6 +114,7 @@ def sample_settings(
     steps: int,
     guidance_scale: float | None = None,
     motion_guidance: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
     noise_correlation: float | None = None,
     scheduler: str = "dpm++",
 ) -> dict[str, Any]:
@@ -126,20 +128,25 @@ def sample_settings(
         steps: denoising steps.
         guidance_scale: the model's own where None.
         motion_guidance: the model's own where None.
+        guidance_interval: the model's own where None.
         noise_correlation: the model's own where None.
         scheduler: a key of `SCHEDULERS`, which the pipeline has.
     """
     config, correlation = pipeline.config, pipeline.noise_correlation
     edges = pipeline.unet.default_boundary if boundary == "default" else boundary
     seam = config.default_seam_frames if edges == "circular" else None
-    return ({} if seam is None else {"seam_frames": seam}) | {  # clips of models without one keep their names
+    scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
+    interval = tuple(pipeline.guidance_interval if guidance_interval is None else guidance_interval)
+    newer = {} if seam is None else {"seam_frames": seam}  # clips of models without one keep their names
+    newer |= {"guidance_interval": list(interval)} if scale > 1 and interval != (0, 1) else {}
+    return newer | {
         "frames": frames,
         "boundary": edges,
         "model": weights,
         "fast": pipeline.is_fast,
         "scheduler": scheduler,
         "steps": steps,
-        "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "guidance_scale": scale,
         "motion_guidance": config.default_motion_guidance if motion_guidance is None else motion_guidance,
         "noise_correlation": correlation if noise_correlation is None else noise_correlation,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),

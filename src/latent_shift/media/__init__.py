@@ -6,7 +6,7 @@ from .read import read_metadata, read_video
 from .resize import resize_frames
 from .sampling import even_frame_indices, even_times, loop_frame_indices
 from .sheet import contact_sheet
-from .video import Frames, Video
+from .video import Frames, Video, to_uint8
 from .write import write_video
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "read_metadata",
     "read_video",
     "resize_frames",
+    "to_uint8",
     "write_video",
 ]

@@ -47,6 +47,11 @@ def check_frames(frames: npt.NDArray[Any]) -> Frames:
     return frames
 
 
+def to_uint8(frames: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Values in [0, 1], of any shape, rounded to [0, 255]."""
+    return (frames * 255).round().astype(np.uint8)
+
+
 def check_fps(fps: float) -> None:
     """Raises `InputError` unless `fps` is in [0.01, 1000]: files count in milliseconds."""
     if not 0.01 <= fps <= 1000:

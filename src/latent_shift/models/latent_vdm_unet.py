@@ -65,7 +65,7 @@ class TemporalAttention(nn.Module):
         batch, (_, channels, height, width) = x.shape[0] // num_frames, x.shape
         pixels = x.view(batch, num_frames, channels, height, width).permute(0, 3, 4, 1, 2)
         pixels = pixels.reshape(-1, num_frames, channels)
-        bias = self._bias(num_frames, boundary)
+        bias = self._bias(num_frames, boundary, x.device)
         rows = max(1, _MAX_BATCH_TIMES_HEADS // self.heads)
         mixed = torch.cat([self._attend(part, bias) for part in torch.split(pixels, rows)])
         mixed = mixed.view(batch, height, width, num_frames, channels).permute(0, 3, 4, 1, 2)
@@ -82,8 +82,8 @@ class TemporalAttention(nn.Module):
         out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
         return out
 
-    def _bias(self, num_frames: int, boundary: Boundary) -> Float[Tensor, "heads frames frames"]:
-        frames = torch.arange(num_frames, device=self.relative_attention_bias.weight.device)
+    def _bias(self, num_frames: int, boundary: Boundary, device: torch.device) -> Float[Tensor, "heads frames frames"]:
+        frames = torch.arange(num_frames, device=device)  # not the weights', which may be offloaded
         distance = frames[None, :] - frames[:, None]
         if boundary == "circular":
             distance = (distance + num_frames // 2) % num_frames - num_frames // 2

@@ -40,9 +40,10 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
     """The 5-D interface that `LatentShiftUNet` and `LatentVDMUNet` share. Alone it treats each frame as a picture.
 
     Args:
-        noise_correlation: of the noise of neighbouring frames, in training and wherever sampling adds noise, in [0, 1);
-            0 is the paper (progressive noise of PYoCo, arXiv:2305.10474).
-        default_boundary: what `forward`'s `boundary="default"` means; `"circular"` for a model of loops.
+        noise_correlation: of the noise of neighbouring frames, in training and where sampling adds noise, in [0, 1); 0
+            is the paper (progressive noise of PYoCo, arXiv:2305.10474).
+        default_boundary: what `forward`'s `boundary="default"` means: `"zero"`, `"circular"` for a model of loops, or
+            None for a model of pictures, which was trained without the shift.
         **kwargs: the arguments of `UNet2DConditionModel`, all of them kept in the config.
 
     Raises:
@@ -60,10 +61,11 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         self,
         *,
         noise_correlation: float = 0.0,
-        default_boundary: Boundary = "zero",
+        default_boundary: Boundary | None = "zero",
         **kwargs: Any,
     ) -> None:
-        check_option("default_boundary", default_boundary, ("zero", "circular"))
+        if default_boundary is not None:
+            check_option("default_boundary", default_boundary, ("zero", "circular"))
         if not 0 <= noise_correlation < 1:
             raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
         super().__init__(**kwargs)
@@ -101,9 +103,9 @@ class VideoUNet(UNet2DConditionModel):  # type: ignore[misc]
         load_exactly(self, state, optional=self.frame_mixing_keys, assign=assign)
 
     @property
-    def default_boundary(self) -> Boundary:
+    def default_boundary(self) -> Boundary | None:
         """The config's `default_boundary`."""
-        return cast("Boundary", self.config.default_boundary)
+        return cast("Boundary | None", self.config.default_boundary)
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:

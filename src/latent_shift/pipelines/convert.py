@@ -165,7 +165,9 @@ def _load_network(
     part: Part, name: str, source: str, unet_class: type[UNet2DConditionModel] | None, seed: int
 ) -> tuple[nn.Module, int]:
     """The network with the source's own tensors, mapped and not copied; and how many parameters are new."""
-    label, config = f"{name} of {source}", part.config
+    label, config = f"{name} of {source}", dict(part.config)
+    if config.get("default_boundary", "") is None:  # of a model of pictures, which becomes one of videos
+        del config["default_boundary"]
     with torch.device("meta"):
         network = _build(unet_class or part.network_class, config, label)
     state = _known_names(network, part.read())

@@ -48,6 +48,8 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if not kwargs.get("safe_serialization", True):
             raise InputError("safe_serialization", False, "be True: nothing is pickled")
+        if kwargs.get("push_to_hub"):
+            raise InputError("push_to_hub", True, "be left out: the pipeline's method push_to_hub uploads it")
         parts = {name: getattr(self, name) for name in self.parts}
         for name, part in parts.items():
             if part is None:
@@ -83,12 +85,22 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             dtype: as `torch_dtype`; the newer name.
             variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
             **kwargs: parts and settings, by their names in `LatentShiftPipeline`, instead of the folder's; and those of
-                the hub: revision, token, cache_dir, local_files_only, force_download.
+                the hub: revision, token, cache_dir, local_files_only, force_download. `use_safetensors` and
+                `low_cpu_mem_usage` may be True, which they are without being said.
 
         Raises:
             InputError: a `ValueError`, if the folder is no pipeline, weights do not fit, or an argument is not known.
             DataError: a file in it is damaged or missing.
         """
+        types = dtype or torch_dtype
+        for one in types.values() if isinstance(types, Mapping) else (types,):
+            if not isinstance(one, torch.dtype | None):
+                raise InputError("torch_dtype", one, "be a torch.dtype, or map names of parts to them")
+        for name in ("use_safetensors", "low_cpu_mem_usage"):
+            if kwargs.pop(name, None) not in (None, True):
+                raise InputError(name, False, "be True, or left out")
+        if kwargs.pop("device_map", None) is not None:
+            raise InputError("device_map", "given", "be left out: move the pipeline with `to`, or offload it")
         given = {name: kwargs.pop(name) for name in (*cls.parts, *cls.settings()) if name in kwargs}
         folder = resolve_folder(pretrained_model_name_or_path, cls.parts, variant, **kwargs)
         index = read_index(folder)
@@ -96,7 +108,6 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             expected = f"have the parts of a {cls.__name__} (load_pipeline finds the right class)"
             raise InputError("model", str(folder), expected)
         settings = {name: index[name] for name in cls.settings() if name in index}
-        types = dtype or torch_dtype
         for name in (name for name in cls.parts if name not in given):
             part_type = types.get(name, types.get("default")) if isinstance(types, Mapping) else types
             part_class = component_class(folder, name)

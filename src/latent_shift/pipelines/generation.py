@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def clip_settings(
     *,
     guidance_scale: float | None = None,
     motion_guidance: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
     noise_correlation: float | None = None,
 ) -> dict[str, Any]:
     """The facts that make a clip again; files carry them as text.
@@ -43,6 +45,7 @@ def clip_settings(
         num_frames: of the clip made.
         guidance_scale: None stands for the model's.
         motion_guidance: as `guidance_scale`.
+        guidance_interval: as `guidance_scale`.
         noise_correlation: as `guidance_scale`.
     """
     config = pipeline.config
@@ -56,6 +59,7 @@ def clip_settings(
         "steps": steps,
         "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
         "motion_guidance": config.default_motion_guidance if motion_guidance is None else motion_guidance,
+        "guidance_interval": tuple(pipeline.guidance_interval if guidance_interval is None else guidance_interval),
         "noise_correlation": pipeline.noise_correlation if noise_correlation is None else noise_correlation,
         "loop": num_frames > 1 and "circular" in (boundary, pipeline.unet.default_boundary),
         "version": f"latent-shift {__version__}",
@@ -68,8 +72,3 @@ def check_finite(frames: npt.NDArray[np.float32], pipeline: LatentShiftPipeline,
         dtype = str(pipeline.unet.dtype).removeprefix("torch.")
         what = f"the clip of {prompt!r}, seed {seed}, is not of finite numbers in {dtype}"
         raise DataError(f"{what}; fp32 has more range")
-
-
-def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Frames in [0, 1], rounded to [0, 255]."""
-    return (frames * 255).round().astype(np.uint8)

@@ -31,8 +31,13 @@ def check_size(argument: str, pipeline: LatentShiftPipeline, width: int | None, 
 
 def check_prompts(
     prompt: Any, negative_prompt: Any, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
-) -> None:
-    """Raises `InputError` unless sentences are given once, as text or as features `(prompts, tokens, width)`."""
+) -> int:
+    """How many prompts there are.
+
+    Raises:
+        InputError: sentences are not given once, as text or as features `(prompts, tokens, width)`, or there are other
+            negative prompts than one, or one for each.
+    """
     if (prompt is None) == (prompt_embeds is None):
         raise InputError("prompt", prompt, "be given, or prompt_embeds, and not both")
     if negative_prompt is not None and negative_prompt_embeds is not None:
@@ -45,6 +50,9 @@ def check_prompts(
     for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
         if embeds is not None and embeds.dim() != 3:
             raise InputError(name, tuple(embeds.shape), "have the shape (prompts, tokens, width)")
+    count = len(prompt_embeds) if prompt_embeds is not None else 1 if isinstance(prompt, str) else len(prompt)
+    one_each(negative_prompt, count)
+    return count
 
 
 def check_clip(
@@ -62,18 +70,37 @@ def check_clip(
     check_divisible("width", width, size_factor(pipeline))
 
 
-def check_guidance(guidance_scale: float, motion_guidance: float) -> None:
-    """Raises `InputError` unless the scale is a finite number and the share of it that acts on motion is in [0, 1]."""
-    if not 0 <= motion_guidance <= 1:
-        raise InputError("motion_guidance", motion_guidance, "be in [0, 1]")
-    if not math.isfinite(guidance_scale):
+def check_guidance(
+    guidance_scale: float | None, motion_guidance: float | None, guidance_interval: Sequence[float] | None
+) -> None:
+    """Raises `InputError` for guidance out of range; None is the model's own.
+
+    Args:
+        guidance_scale: a finite number.
+        motion_guidance: the share of it that acts on motion, in [0, 1].
+        guidance_interval: where it starts and stops, in shares of the steps, 0 <= start < stop <= 1.
+    """
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise InputError("guidance_scale", guidance_scale, "be a number")
+    if motion_guidance is not None and not 0 <= motion_guidance <= 1:
+        raise InputError("motion_guidance", motion_guidance, "be in [0, 1]")
+    if guidance_interval is not None:
+        start, stop = guidance_interval if len(guidance_interval) == 2 else (1.0, 0.0)
+        if not 0 <= start < stop <= 1:
+            expected = "be two shares of the steps, 0 <= start < stop <= 1"
+            raise InputError("guidance_interval", tuple(guidance_interval), expected)
 
 
-def check_output_type(output_type: str) -> None:
-    """Raises `InputError` unless it is one of `OutputType`."""
-    if output_type not in get_args(OutputType):
-        raise InputError("output_type", output_type, f"be one of {', '.join(get_args(OutputType))}")
+def check_boundary(boundary: Any) -> None:
+    """Raises `InputError` unless a U-Net knows it."""
+    if boundary not in ("default", "zero", "circular", None):
+        raise InputError("boundary", boundary, "be default, zero, circular or None")
+
+
+def check_output_type(output_type: str, known: tuple[str, ...] = get_args(OutputType)) -> None:
+    """Raises `InputError` unless it is one of those known."""
+    if output_type not in known:
+        raise InputError("output_type", output_type, f"be one of {', '.join(known)}")
 
 
 def one_each(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
@@ -22,15 +22,24 @@ from torch import Tensor
 
 from latent_shift.core.errors import InputError
 from latent_shift.core.shapes import check_at_least, check_whole
-from latent_shift.models import VideoUNet
+from latent_shift.media import to_uint8
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.ops import Boundary
 
 from .folder import FolderPipeline
 from .guidance import guide
-from .inputs import OutputType, check_clip, check_guidance, check_output_type, check_prompts, one_each
+from .inputs import (
+    OutputType,
+    check_boundary,
+    check_clip,
+    check_guidance,
+    check_output_type,
+    check_prompts,
+    one_each,
+)
 from .looping import seam_weights
 from .noise import correlate_frames, scheduler_step
-from .schedulers import clean_latents, usual_steps
+from .schedulers import clean_latents, set_timesteps, usual_steps
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
@@ -65,6 +74,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_size: height and width where they are not given, in pixels.
         default_guidance_scale: `guidance_scale` where it is not given.
         default_motion_guidance: `motion_guidance` where it is not given.
+        default_guidance_start: the first number of `guidance_interval` where it is not given.
+        default_guidance_stop: the second.
         default_noise_correlation: `noise_correlation` where it is not given; the U-Net's of training where None.
         default_seam_frames: `seam_frames` where it is not given.
         distilled_steps: `num_inference_steps` where it is not given, of a U-Net that is distilled to so many steps;
@@ -84,16 +95,17 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     itself on when a GPU has no memory left."""
     # What callbacks of diffusers read and set
     _guidance_scale: float = 1.0
+    _cross_attention_kwargs: dict[str, Any] | None = None
     _num_timesteps: int = 0
     _interrupt: bool = False
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
+    _callback_tensor_inputs: tuple[str, ...] = ("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents")
 
     def __init__(
         self,
-        vae: Any,
+        vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoderKL,
         text_encoder: Any,
         tokenizer: Any,
-        unet: VideoUNet,
+        unet: LatentShiftUNet | LatentVDMUNet,
         scheduler: SchedulerMixin,
         max_tokens: int | None = None,
         mask_padding: bool = False,
@@ -101,6 +113,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
         default_motion_guidance: float = 1.0,
+        default_guidance_start: float = 0.0,
+        default_guidance_stop: float = 1.0,
         default_noise_correlation: float | None = None,
         default_seam_frames: int | None = None,
         distilled_steps: int | None = None,
@@ -115,6 +129,8 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
             default_motion_guidance=default_motion_guidance,
+            default_guidance_start=default_guidance_start,
+            default_guidance_stop=default_guidance_stop,
             default_noise_correlation=default_noise_correlation,
             default_seam_frames=default_seam_frames,
             distilled_steps=distilled_steps,
@@ -130,6 +146,16 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     def guidance_scale(self) -> float:
         """Of the call that runs."""
         return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call that runs has guidance."""
+        return self._guidance_scale > 1
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        """Of the call that runs."""
+        return self._cross_attention_kwargs
 
     @property
     def num_timesteps(self) -> int:
@@ -162,6 +188,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         own = self.config.default_noise_correlation
         return float(self.unet.config.noise_correlation if own is None else own)
 
+    @property
+    def guidance_interval(self) -> tuple[float, float]:
+        """In which share of the steps there is guidance where a call does not say."""
+        return self.config.default_guidance_start, self.config.default_guidance_stop
+
     @torch.no_grad()
     def __call__(
         self,
@@ -171,8 +202,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         motion_guidance: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
         noise_correlation: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -184,9 +218,10 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         boundary: Boundary | Literal["default"] | None = "default",
         seam_frames: int | None = None,
         eta: float = 0.0,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: OutputType = "pil",
         decode_chunk_size: int = 8,
-        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: str | Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> LatentShiftPipelineOutput | tuple[Any]:
@@ -200,15 +235,21 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             width: as `height`.
             num_inference_steps: denoising steps; the default is the model's where it is distilled to few, else the
                 scheduler's usual number, see `SCHEDULERS`.
+            timesteps: those of the steps, falling, instead of `num_inference_steps`; for schedulers that take them.
+            sigmas: noise levels of the steps, likewise.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
             motion_guidance: how much of guidance acts on what differs between the frames, in [0, 1]: the scale there is
                 1 + `motion_guidance` (s - 1). 1 is the paper; where guidance makes motion too large, less is better.
+            guidance_interval: where guidance starts and stops, in shares of the steps, as `start` and `stop` of
+                diffusers' guiders (arXiv:2404.07724): the other steps follow the sentence alone, in half the time.
+                (0, 1) is the paper.
             noise_correlation: of the initial noise of neighbouring frames, in [0, 1); 0 is the paper. Above that of
                 training, motion has less noise to start from: it is calmer, and more as the sentence says.
             num_videos_per_prompt: clips for each prompt.
             generator: one for all clips, or one a clip: then a clip does not depend on its neighbours in the batch. A
                 list is used as it is, so a callback that drops a clip from the batch drops its generator there.
-            latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`.
+            latents: initial noise of unit variance `(batch, channels, frames, height / f, width / f)`, instead of
+                `generator` and `noise_correlation`.
             prompt_embeds: text features `(prompts, tokens, width)` instead of `prompt`.
             negative_prompt_embeds: text features instead of `negative_prompt`.
             pooled_prompt_embeds: pooled features that belong to `prompt_embeds` (SDXL only) `(prompts, width)`.
@@ -218,15 +259,19 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             seam_frames: of a loop, how many frames at each end see it closed; the others see the ends of the clip as
                 zeros, and so know when they are (`seam_weights`). A step then takes both predictions: twice the time.
                 Where neither this nor the model's own is given, all frames see a loop.
-            eta: for the schedulers that have it (DDIM). The noise that DDPM, or DDIM with `eta`, adds in each step
-                follows the frames as that of training did, unless the scheduler clips.
+            eta: for the schedulers that have it (DDIM, TCD). The noise that it, or a scheduler of noise (DDPM, those
+                of ancestral sampling, `sde-dpmsolver++`, LCM, SA), adds in each step follows the frames as that of
+                training did, unless the scheduler clips.
+            cross_attention_kwargs: for the attention processors, as in diffusers; `scale` is that of LoRA layers.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             decode_chunk_size: frames decoded at once; fewer need less memory.
             callback_on_step_end: called as in diffusers, with (pipeline, step index, timestep, tensors). It may return
-                others; it may set `pipeline._interrupt`, so that no step follows. diffusers' own work, too.
+                others, of fewer clips, too; it may set `pipeline._interrupt`, so that no step follows. diffusers' own
+                that end guidance early work, too: `SDCFGCutoffCallback`, of one clip `SDXLCFGCutoffCallback`.
             callback_on_step_end_tensor_inputs: which tensors it gets, where it is none of diffusers' own: latents,
                 prompt_embeds, negative_prompt_embeds (zeros where guidance is off), clean_latents (what the solver now
-                takes the finished latents to be, where it says so; else latents).
+                takes the finished latents to be, where it says so; else latents); of SDXL add_text_embeds,
+                add_time_ids, negative_add_text_embeds, negative_add_time_ids, too.
             return_dict: whether to return `LatentShiftPipelineOutput` or a tuple.
 
         Raises:
@@ -237,12 +282,17 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         num_frames = self.config.default_frames if num_frames is None else num_frames
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         share = self.config.default_motion_guidance if motion_guidance is None else motion_guidance
+        interval = self.guidance_interval if guidance_interval is None else guidance_interval
+        if num_inference_steps is not None and (timesteps, sigmas) != (None, None):
+            expected = "be left out where timesteps or sigmas are given"
+            raise InputError("num_inference_steps", num_inference_steps, expected)
         if num_inference_steps is None:
             num_inference_steps = self.config.distilled_steps or usual_steps(self.scheduler)
-        check_guidance(scale, share)
+        check_guidance(scale, share, interval)
         check_at_least("eta", eta, 0)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_boundary(boundary)
+        count = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_clip(self, num_frames, height, width, num_inference_steps)
         check_output_type(output_type)
         names = callback_on_step_end_tensor_inputs
@@ -257,38 +307,43 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         check_whole("decode_chunk_size", decode_chunk_size)
 
         device = self._execution_device
+        seam = self._seam(boundary, num_frames, seam_frames, device)
+        channels = self.unet.config.in_channels
+        shape = (count * num_videos_per_prompt, channels, num_frames, *self._latent_size(height, width))
+        latents = self.prepare_latents(shape, generator, latents, boundary, noise_correlation)
+        set_timesteps(self.scheduler, device, num_inference_steps, timesteps, sigmas)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
-        positive, negative, added = self._conditions(
+        conditions = self._conditions(
             prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width), guided=scale > 1
         )
-        shape = (len(positive), self.unet.config.in_channels, num_frames, *self._latent_size(height, width))
-        latents = self.prepare_latents(shape, generator, latents, boundary, noise_correlation)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
         correlation = float(self.unet.config.noise_correlation)
         step = scheduler_step(self.scheduler, eta, num_frames, correlation, self._edges(boundary))
-        seam = self._seam(boundary, num_frames, seam_frames, device)
 
         self._guidance_scale, self._num_timesteps = scale, len(self.scheduler.timesteps)
+        self._cross_attention_kwargs = cross_attention_kwargs
+        start, stop = (int(part * self.num_timesteps) for part in interval)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                given = (latents, timestep, positive, negative, self.guidance_scale, share)
-                prediction = self._predict(*given, "zero" if seam is not None else boundary, added)
+                given = (latents, timestep, conditions, share if start <= index < stop else None)
+                prediction = self._predict(*given, "zero" if seam is not None else boundary)
                 if seam is not None:
-                    prediction = torch.lerp(prediction, self._predict(*given, "circular", added), seam)
+                    prediction = torch.lerp(prediction, self._predict(*given, "circular"), seam)
                 stepped = step(prediction, timestep, latents, **step_options, return_dict=False)
                 latents = stepped[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
-                    tensors["clean_latents"] = clean_latents(self.scheduler, stepped)
+                    tensors = {
+                        **conditions,
+                        "latents": latents,
+                        "clean_latents": clean_latents(self.scheduler, stepped),
+                    }
                     shown = {name: tensors[name] for name in names}
-                    changed = callback_on_step_end(self, index, int(timestep), shown) or {}
+                    changed = callback_on_step_end(self, index, timestep, shown) or {}
                     latents = changed.get("latents", latents)
-                    positive = changed.get("prompt_embeds", positive)
-                    negative = changed.get("negative_prompt_embeds", negative)
+                    conditions = {name: changed.get(name, value) for name, value in conditions.items()}
                 progress.update()
 
         frames: Any = (
@@ -363,6 +418,9 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         if isinstance(generator, Sequence) and len(generator) != shape[0]:
             raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
         if latents is not None:
+            if noise_correlation is not None:
+                expected = "be left out where latents are given, which are the noise"
+                raise InputError("noise_correlation", noise_correlation, expected)
             if tuple(latents.shape) != shape:
                 raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
             return latents.to(device, torch.float32)
@@ -378,51 +436,53 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         size: tuple[int, int],
         guided: bool = True,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
-        """Text features of the prompts and of the negative prompts, one row a clip, and what else the U-Net is told.
-
-        Of that there is one row for each negative prompt, and then one for each prompt.
-        """
+    ) -> dict[str, Tensor]:
+        """What the U-Net is told, one row a clip, by the names that callbacks know; see there."""
         del size
         for name, given in zip(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), embeds[2:], strict=True):
             if given is not None:
                 raise InputError(name, tuple(given.shape), "be left out: this model has one text encoder")
-        return *self.encode_prompt(prompt, negative_prompt, num_videos_per_prompt, *embeds[:2], guided), None
+        features = self.encode_prompt(prompt, negative_prompt, num_videos_per_prompt, *embeds[:2], guided)
+        return dict(zip(("prompt_embeds", "negative_prompt_embeds"), features, strict=True))
 
     def _predict(
         self,
         latents: Tensor,
         timestep: Tensor,
-        positive: Tensor,
-        negative: Tensor,
-        scale: float,
-        motion_guidance: float,
+        conditions: Mapping[str, Tensor],
+        motion_guidance: float | None,
         boundary: Any,
-        added: Mapping[str, Tensor] | None,
     ) -> Tensor:
+        """With guidance where that is on; without it where `motion_guidance` is None."""
         sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
 
-        def run(sample: Tensor, text: Tensor, rows: slice) -> Tensor:
-            conditions = added and {name: values[rows] for name, values in added.items()}
-            arguments: Any = (sample, timestep, text)
-            out = self.unet(*arguments, boundary=boundary, added_cond_kwargs=conditions, return_dict=False)
+        def run(*prefixes: str) -> Tensor:
+            """For the prompts (""), the negative ones ("negative_"), or one after the other in one batch."""
+            rows = {
+                name: torch.cat([conditions[prefix + name] for prefix in prefixes])
+                for name in ("prompt_embeds", "add_text_embeds", "add_time_ids")
+                if name in conditions
+            }
+            arguments: Any = (torch.cat([sample] * len(prefixes)), timestep, rows.pop("prompt_embeds"))
+            out = self.unet(
+                *arguments,
+                boundary=boundary,
+                added_cond_kwargs={name.removeprefix("add_"): value for name, value in rows.items()} or None,
+                cross_attention_kwargs=self.cross_attention_kwargs,
+                return_dict=False,
+            )
             return cast("Tensor", out[0].float())
 
-        # Of the added conditions the rows of the negative prompts come first.
-        count = len(negative)
-        if scale <= 1:
-            return run(sample, positive, slice(count, None))
+        if not self.do_classifier_free_guidance or motion_guidance is None:
+            return run("")
         if not self.guides_in_halves:
             try:
-                both = run(torch.cat([sample, sample]), torch.cat([negative, positive]), slice(None))
-                unconditional, conditional = both.chunk(2)
-                return guide(unconditional, conditional, scale, motion_guidance)
+                unconditional, conditional = run("negative_", "").chunk(2)
+                return guide(unconditional, conditional, self.guidance_scale, motion_guidance)
             except torch.OutOfMemoryError:
                 logger.warning("no memory for guidance in one batch: from here on in two halves")
                 self.guides_in_halves = True
-        unconditional = run(sample, negative, slice(count))
-        conditional = run(sample, positive, slice(count, None))
-        return guide(unconditional, conditional, scale, motion_guidance)
+        return guide(run("negative_"), run(""), self.guidance_scale, motion_guidance)
 
     def _encode(self, captions: Sequence[str]) -> Tensor:
         return encode_text(
@@ -450,7 +510,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     def _edges(self, boundary: Boundary | Literal["default"] | None) -> Boundary:
         """Of the noise. With the shift off, too, it is that of the clip with the shift."""
         own = boundary is None or boundary == "default"
-        return cast("Boundary", self.unet.default_boundary if own else boundary)
+        return cast("Boundary", (self.unet.default_boundary if own else boundary) or "zero")
 
     def _seam(
         self, boundary: Boundary | Literal["default"] | None, num_frames: int, seam_frames: int | None, device: Any
@@ -473,7 +533,20 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
-        """Frames of normalised latents `(batch, channels, frames, h, w)`, in a form of `LatentShiftPipelineOutput`."""
+        """Frames of normalised latents.
+
+        Args:
+            latents: `(batch, channels, frames, h, w)`.
+            chunk_size: frames decoded at once.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+
+        Returns:
+            As in `LatentShiftPipelineOutput`.
+
+        Raises:
+            InputError: another form is asked for.
+        """
+        check_output_type(output_type, ("pil", "np", "pt"))
         mean, std = latent_statistics(self.vae, latents.device)
         batch = latents.shape[0]
         folded = (latents.float() * std[:, :, None] + mean[:, :, None]).transpose(1, 2).flatten(0, 1)
@@ -485,7 +558,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         array = frames.permute(0, 1, 3, 4, 2).cpu().numpy()
         if output_type == "np":
             return array
-        return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype(np.uint8)]
+        return [[Image.fromarray(frame) for frame in clip] for clip in to_uint8(array)]
 
 
 def latent_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:

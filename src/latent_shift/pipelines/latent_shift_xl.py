@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, SchedulerMixin
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from jaxtyping import Float
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
-from latent_shift.models import VideoUNet
+from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 
 from .inputs import OutputType, one_each
 from .latent_shift import LatentShiftPipeline
@@ -39,6 +39,8 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_size: see `LatentShiftPipeline`.
         default_guidance_scale: see `LatentShiftPipeline`.
         default_motion_guidance: see `LatentShiftPipeline`.
+        default_guidance_start: see `LatentShiftPipeline`.
+        default_guidance_stop: see `LatentShiftPipeline`.
         default_noise_correlation: see `LatentShiftPipeline`.
         default_seam_frames: see `LatentShiftPipeline`.
         distilled_steps: see `LatentShiftPipeline`.
@@ -55,15 +57,22 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         "scheduler",
     )
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _callback_tensor_inputs: tuple[str, ...] = (
+        *LatentShiftPipeline._callback_tensor_inputs,
+        "add_text_embeds",
+        "add_time_ids",
+        "negative_add_text_embeds",
+        "negative_add_time_ids",
+    )
 
     def __init__(
         self,
-        vae: Any,
+        vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoderKL,
         text_encoder: Any,
         text_encoder_2: Any,
         tokenizer: Any,
         tokenizer_2: Any,
-        unet: VideoUNet,
+        unet: LatentShiftUNet | LatentVDMUNet,
         scheduler: SchedulerMixin,
         force_zeros_for_empty_prompt: bool = True,
         max_tokens: int | None = None,
@@ -71,6 +80,8 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         default_size: int | None = None,
         default_guidance_scale: float = 7.5,
         default_motion_guidance: float = 1.0,
+        default_guidance_start: float = 0.0,
+        default_guidance_stop: float = 1.0,
         default_noise_correlation: float | None = None,
         default_seam_frames: int | None = None,
         distilled_steps: int | None = None,
@@ -93,6 +104,8 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             default_size=default_size,
             default_guidance_scale=default_guidance_scale,
             default_motion_guidance=default_motion_guidance,
+            default_guidance_start=default_guidance_start,
+            default_guidance_stop=default_guidance_stop,
             default_noise_correlation=default_noise_correlation,
             default_seam_frames=default_seam_frames,
             distilled_steps=distilled_steps,
@@ -134,7 +147,7 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
         embeds: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         size: tuple[int, int],
         guided: bool = True,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+    ) -> dict[str, Tensor]:
         pair = _pair("pooled_prompt_embeds", embeds[0], embeds[2])
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         positive, pooled = pair or self.encode_pooled_prompt(prompts)
@@ -145,8 +158,12 @@ class LatentShiftXLPipeline(StableDiffusionXLLoraLoaderMixin, LatentShiftPipelin
             pair = torch.zeros_like(positive), torch.zeros_like(pooled)
         negative, negative_pooled = pair or self._encode_or_zero(negatives)
         positive, negative = self.encode_prompt(None, None, num_videos_per_prompt, positive, negative)
-        rows = torch.cat([negative_pooled, pooled]).to(positive).repeat_interleave(num_videos_per_prompt, dim=0)
-        return positive, negative, _added_conditions(rows, size)
+        conditions = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        for prefix, rows in (("", pooled), ("negative_", negative_pooled)):
+            rows = rows.to(positive).repeat_interleave(num_videos_per_prompt, dim=0)
+            added = _added_conditions(rows, size)
+            conditions |= {f"{prefix}add_{name}": value for name, value in added.items()}
+        return conditions
 
     def decode_latents(self, latents: Tensor, chunk_size: int = 8, output_type: OutputType = "np") -> Any:
         """Frames of normalised latents, as in `LatentShiftPipeline`."""

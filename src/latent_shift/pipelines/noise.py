@@ -7,11 +7,23 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
 from latent_shift.ops import Boundary
+
+from .schedulers import clean_latents
+
+_DRAW = {
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "SASolverScheduler",
+}
+"""Schedulers that always draw noise, by name, since importing them all takes long. Others do with `eta` (DDIM, TCD), or
+by a stochastic algorithm (`sde-dpmsolver++`)."""
 
 
 def correlate_frames(
@@ -35,7 +47,7 @@ def correlate_frames(
 
 
 class FrameNoiseSteps:
-    """Steps of a scheduler that draws noise of its own (DDPM; DDIM with `eta`), for a model whose frames share noise.
+    """Steps of a scheduler that draws noise of its own, for a model whose frames share noise.
 
     A step is linear in latents, prediction and noise. So it is done where the frames' noise is independent, as the
     scheduler draws it, and its outcome brought back: its noise then follows the frames as that of training does.
@@ -47,11 +59,13 @@ class FrameNoiseSteps:
         self._scheduler, self._factor, self._inverse = scheduler, factor, torch.linalg.inv(factor)
 
     def __call__(self, prediction: Tensor, timestep: Tensor, latents: Tensor, **options: Any) -> tuple[Tensor, ...]:
-        """As the scheduler's `step`."""
+        """As the scheduler's `step`; what it takes the finished latents to be comes with them."""
         if self._factor.device != latents.device or self._factor.dtype != latents.dtype:  # once: a copy to a GPU waits
             self._factor, self._inverse = self._factor.to(latents), self._inverse.to(latents)
         apart, before = (_mix(self._inverse, clips) for clips in (prediction, latents))
         stepped = self._scheduler.step(apart, timestep, before, **options)
+        if len(stepped) == 1:
+            stepped = (*stepped, clean_latents(self._scheduler, stepped))
         return tuple(_mix(self._factor, clips) for clips in stepped)
 
 
@@ -62,13 +76,15 @@ def scheduler_step(
 
     Args:
         scheduler: any of diffusers.
-        eta: above 0, the schedulers that have it (DDIM) draw noise, too.
+        eta: above 0, the schedulers that have it (DDIM, TCD) draw noise, too.
         frames: of a clip.
         correlation: of neighbouring frames' noise in training; with 0 it is the scheduler's own `step`.
         boundary: as `correlate_frames`.
     """
     has_eta = "eta" in inspect.signature(scheduler.step).parameters
-    draws = isinstance(scheduler, DDPMScheduler) or (eta > 0 and has_eta)
+    is_stochastic = str(scheduler.config.get("algorithm_type")).startswith("sde")
+    always = any(kind.__name__ in _DRAW for kind in type(scheduler).__mro__)
+    draws = always or is_stochastic or (eta > 0 and has_eta)
     clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
     if not draws or clips or not correlation or frames == 1:
         return cast("Callable[..., tuple[Tensor, ...]]", scheduler.step)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import diffusers
+import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
@@ -65,6 +67,28 @@ def usual_steps(scheduler: SchedulerMixin) -> int:
     return next((steps for class_name, steps, _ in SCHEDULERS.values() if class_name == kind), DEFAULT_STEPS)
 
 
+def set_timesteps(
+    scheduler: Any,
+    device: torch.device,
+    num_inference_steps: int,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> None:
+    """Sets a scheduler's steps: so many of its own, or those that are given.
+
+    Raises:
+        InputError: both kinds are given, or one that the scheduler does not take.
+    """
+    given = {name: list(steps) for name, steps in (("timesteps", timesteps), ("sigmas", sigmas)) if steps is not None}
+    if len(given) > 1:
+        raise InputError("sigmas", sigmas, "be left out where timesteps are given")
+    for name, steps in given.items():
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise InputError(name, steps, f"be left out: {type(scheduler).__name__} takes none")
+    arguments: dict[str, Any] = given or {"num_inference_steps": num_inference_steps}
+    scheduler.set_timesteps(**arguments, device=device)
+
+
 def clean_latents(scheduler: Any, stepped: tuple[Tensor, ...]) -> Tensor:
     """What a step takes the finished latents to be.
 
@@ -101,4 +125,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     spacing = "trailing" if config.get("rescale_betas_zero_snr") else "linspace"
     kept = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type", "trained_betas")
     noise = {key: config[key] for key in (*kept, "rescale_betas_zero_snr") if key in config}
-    return getattr(diffusers, class_name).from_config({**noise, "timestep_spacing": spacing, **options})
+    scheduler = getattr(diffusers, class_name).from_config({**noise, "timestep_spacing": spacing, **options})
+    # For those who make another of its config: DDIM and DDPM would clip latents to [-1, 1] where it does not say.
+    scheduler.register_to_config(clip_sample=False)
+    return cast("SchedulerMixin", scheduler)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from latent_shift.core.errors import LatentShiftError
 from latent_shift.core.files import atomic_path
-from latent_shift.media import write_video
-from latent_shift.pipelines import SCHEDULERS, LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
-from latent_shift.pipelines.generation import clip_settings, to_uint8
+from latent_shift.media import to_uint8, write_video
+from latent_shift.pipelines import SCHEDULERS, LatentShiftPipeline, make_scheduler
+from latent_shift.pipelines.generation import clip_settings
 from latent_shift.pipelines.inputs import size_factor
 from latent_shift.pipelines.schedulers import FAST_SCHEDULER
 
@@ -106,9 +106,7 @@ class LocalEngine:
 
     def _serve(self, pipeline: LatentShiftPipeline) -> None:
         pipeline.set_progress_bar_config(disable=True)
-        # SDXL's further conditions have rows that no callback can drop.
-        most = 1 if isinstance(pipeline, LatentShiftXLPipeline) else self._max_batch
-        while batch := self._take(most):
+        while batch := self._take(self._max_batch):
             for work in batch:
                 self._report(Started(work.job_id))
             self._make(pipeline, batch)
@@ -208,11 +206,11 @@ class _Batch:
             boundary="circular" if request.loop else "default",
             output_type="latent",
             callback_on_step_end=self._on_step,
-            callback_on_step_end_tensor_inputs=("latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents"),
+            callback_on_step_end_tensor_inputs=self._pipeline._callback_tensor_inputs,
         )
         return zip(self._rows, torch.split(made.frames, 1), strict=True)
 
-    def _on_step(self, _pipeline: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _on_step(self, _pipeline: Any, index: int, _timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = [row for row, work in enumerate(self._rows) if not work.cancelled]
         if self._stopping() or not kept:
             raise _NobodyWaits

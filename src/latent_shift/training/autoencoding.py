@@ -187,7 +187,7 @@ class AutoencoderStage:
                     raise InputError(f"model.arguments.{key}", recipe.model.arguments[key], "be 3: pictures are RGB")
             torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
             return make_network(PatchAutoencoderKL, recipe.model.arguments)  # type: ignore[no-any-return]
-        network = load_autoencoder(Path(recipe.model.init), "model.init")
+        network: PatchAutoencoderKL = load_autoencoder(Path(recipe.model.init), "model.init", (PatchAutoencoderKL,))
         for part in (network.encoder, network.linear_encoder):
             part.requires_grad_(False)
         return network

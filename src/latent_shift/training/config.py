@@ -21,7 +21,8 @@ class DataConfig(ClipConfig):
     """
 
     source: str
-    """Captioned video: a path, or `kind:path?option=value` (see `latent_shift.data.sources`)."""
+    """Captioned video: a path, or `kind:path?option=value` (see `latent_shift.data.sources`). Of a video with several
+    captions training takes the first every second time, and else any of them."""
     num_frames: int = Field(16, ge=1)
     """Frames of a clip, evenly spaced. In the autoencoder and image stages: of which single frames are drawn."""
     balance_by: str = ""
@@ -181,11 +182,20 @@ class PreviewConfig(_Finite):
     """Classifier-free guidance; the model's own from then on."""
     motion_guidance: float = Field(1.0, ge=0, le=1)
     """The share of it that acts on what differs between the frames; the model's own from then on."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of the steps where it starts and stops; the model's own from then on."""
     noise_correlation: float | None = Field(None, ge=0, lt=1)
     """Of the first step's noise, the model's own from then on; as in training where it is not given."""
     seam_frames: int | None = Field(None, ge=1)
     """Of loops, the model's own from then on: so many frames at each end see it closed. Where it is not given: all,
     or in a distillation as many as its teacher's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PreviewConfig:
+        start, stop = self.guidance_interval
+        if not 0 <= start < stop <= 1:
+            raise ValueError(f"guidance_interval must be two shares, 0 <= start < stop <= 1, not {start:g}, {stop:g}")
+        return self
 
 
 class Recipe(Config):
@@ -213,6 +223,8 @@ class Recipe(Config):
     """"auto" is CUDA where there is a GPU, MPS on a Mac, else the CPU."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimiser are fp32. With fp16 the loss is scaled."""
+    export_dtype: Literal["fp16", "fp32"] = "fp16"
+    """Image and video stage: of the networks of the model at the end; checkpoints are fp32, whatever this is."""
     compile: bool = False
     """Whether the U-Net is compiled (`torch.compile`) before it is trained: slow to start, faster a step on a GPU."""
     checkpoint_minutes: float = Field(5.0, gt=0)
@@ -297,10 +309,10 @@ class Recipe(Config):
 
 _UNUSED: dict[str, tuple[str, ...]] = {
     "autoencoder": (
-        *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation"),
+        *("image_batch_size", "gradient_checkpointing", "compile", "lora", "diffusion", "distillation", "export_dtype"),
         *("model.autoencoder", "model.text_encoder", "model.video", "model.max_tokens"),
         *("preview.prompts", "preview.num_inference_steps", "preview.guidance_scale"),
-        *("preview.motion_guidance", "preview.noise_correlation", "preview.seam_frames"),
+        *("preview.motion_guidance", "preview.guidance_interval", "preview.noise_correlation", "preview.seam_frames"),
     ),
     "image": (
         *("image_batch_size", "autoencoder_loss", "distillation"),

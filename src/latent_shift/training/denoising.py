@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
-from latent_shift.media import Frames, contact_sheet, write_video
+from latent_shift.media import Frames, contact_sheet, to_uint8, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.components import text_encoders
@@ -34,7 +34,7 @@ from .checkpoint import has_checkpoints
 from .config import DiffusionConfig, Recipe
 from .encoding import encode_captions, encode_moments, open_clip_cache
 from .lora import add_lora, load_lora, save_lora
-from .networks import UNETS, autocast
+from .networks import DTYPES, UNETS, autocast
 from .report import FirstAlone
 from .sharding import full_tensors
 from .sources import check_balance, data_digest, open_records
@@ -152,7 +152,7 @@ class DenoisingStage:
         write_video(folder / "sheet.png", sheet[None], fps=1.0)
 
     def export(self, folder: Path) -> None:
-        """The pipeline with the trained U-Net, in fp16; LoRA is merged into it, and written to `lora/` beside it."""
+        """The pipeline with the trained U-Net; LoRA is merged into it, and written to `lora/` beside it."""
         weights = full_tensors(self.network.state_dict())
         if not self._accelerator.is_main_process:
             return
@@ -162,10 +162,10 @@ class DenoisingStage:
                 save_lora(unet, temporary)
             unet.fuse_lora()
             unet.unload_lora()
-        names = ("vae", *text_encoders(self.pipeline.components))
-        frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).half() for name in names}
+        dtype, names = DTYPES[self._recipe.export_dtype], ("vae", *text_encoders(self.pipeline.components))
+        frozen = {name: copy.deepcopy(getattr(self.pipeline, name)).to(dtype) for name in names}
         settings = {name: self.pipeline.config[name] for name in self.pipeline.settings()}
-        parts = {**self.pipeline.components, **frozen, "unet": unet.half()}
+        parts = {**self.pipeline.components, **frozen, "unet": unet.to(dtype)}
         type(self.pipeline)(**parts, **settings).save_pretrained(folder)
 
     def _network_of(self, weights: Mapping[str, Tensor]) -> VideoUNet:
@@ -200,13 +200,11 @@ class DenoisingStage:
                 num_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
                 num_inference_steps=options.num_inference_steps or DEFAULT_STEPS,
                 guidance_scale=options.guidance_scale,
-                boundary="default" if recipe.stage == "video" else None,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="np",
             )
         self.pipeline.unet.train()
-        clips = (np.asarray(output.frames) * 255).round().astype(np.uint8)
-        return list(zip(indices, clips, strict=True))
+        return list(zip(indices, to_uint8(output.frames), strict=True))
 
 
 def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:

@@ -8,6 +8,7 @@ pure noise, so training sees what sampling sees; it needs captions, and no video
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,12 @@ class DistillationStage(DenoisingStage):
         accelerator: Accelerator,
         guidance_scale: float,
         motion_guidance: float,
+        guidance_interval: Sequence[float],
     ) -> None:
-        """Keeps a copy of the U-Net of `pipeline` as the teacher, which follows its guidance (`guide`) by these."""
+        """Keeps a copy of the U-Net of `pipeline` as the teacher, which has guidance by these as in sampling."""
         teacher = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()
         self._teacher = teacher.to(device=accelerator.device, dtype=DTYPES[recipe.precision])
-        self._guidance = guidance_scale, motion_guidance
+        self._guidance = guidance_scale, motion_guidance, guidance_interval
         super().__init__(recipe, pipeline, accelerator)
         schedule, options = self._noise_schedule, recipe.distillation
         kept = torch.cat([schedule.alphas_cumprod, torch.ones(1)]).to(accelerator.device)
@@ -110,7 +112,7 @@ class DistillationStage(DenoisingStage):
                 doubled, torch.cat([start, start]), texts, boundary=boundary, return_dict=False
             )[0]
             unconditional, conditional = prediction.float().chunk(2)
-            clean = self._clean(latents, guide(unconditional, conditional, *self._guidance), start)
+            clean = self._clean(latents, self._guide(unconditional, conditional, start), start)
             length = self._log_snr(end) - self._log_snr(start)
             extrapolated = clean
             if before is not None:
@@ -119,6 +121,12 @@ class DistillationStage(DenoisingStage):
                 extrapolated = clean + share * (clean - before[0])
             latents, before = self._move(latents, extrapolated, start, end), (clean, length)
         return latents
+
+    def _guide(self, unconditional: Latents, conditional: Latents, time: Times) -> Latents:
+        scale, motion_guidance, (start, stop) = self._guidance
+        share = 1 - (time + 1) / self._noise_schedule.config.num_train_timesteps
+        is_guided = ((start <= share) & (share < stop)).view(-1, 1, 1, 1, 1)
+        return torch.where(is_guided, guide(unconditional, conditional, scale, motion_guidance), conditional)
 
     def _clean(self, latents: Latents, prediction: Latents, time: Times) -> Latents:
         alpha, sigma = self._level(time)

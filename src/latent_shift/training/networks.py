@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
 from latent_shift.core.config import unknown_key
 from latent_shift.core.errors import InputError
+from latent_shift.core.files import read_json_object
 from latent_shift.data.identity import file_key
 from latent_shift.data.sources import files_below
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
@@ -20,6 +22,7 @@ from latent_shift.pipelines.loading import model_folder
 from .config import ModelConfig
 
 UNETS: dict[str, Any] = {"shift": LatentShiftUNet, "vdm": LatentVDMUNet}
+AUTOENCODERS = (PatchAutoencoderKL, AutoencoderKL)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -67,20 +70,25 @@ def _files_of_parts(folder: Path, source: str) -> Iterator[Path]:
             yield from part.iterdir()
 
 
-def load_autoencoder(folder: Path, argument: str) -> PatchAutoencoderKL:
+def load_autoencoder(folder: Path, argument: str, kinds: tuple[Any, ...] = AUTOENCODERS) -> Any:
     """A trained autoencoder.
 
     Args:
         folder: where a run of the autoencoder stage, or a pipeline, has it.
         argument: what the recipe calls it, for messages.
+        kinds: the classes that it may have.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it has another class.
         DataError: it is damaged.
     """
     if not (folder / "config.json").is_file():
         raise InputError(argument, str(folder), "be the folder of a trained autoencoder (config.json)")
-    return load_component(PatchAutoencoderKL, folder)  # type: ignore[no-any-return]
+    names = {kind.__name__: kind for kind in kinds}
+    name = read_json_object(folder / "config.json").get("_class_name")
+    if name not in names:
+        raise InputError(argument, str(folder), f"hold a network of the class {' or '.join(names)}, not {name}")
+    return load_component(names[name], folder)
 
 
 def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Any:

@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 _FREE = frozenset(
     ("steps", "device", "compile", "workers", "micro_batch_size", "gradient_checkpointing", "output", "log_every")
-    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers")
+    + ("checkpoint_minutes", "keep_checkpoints", "keep_every", "preview", "trackers", "export_dtype")
     + ("data.source", "data.max_bad_share")
 )
 """Settings that a run may go on with when they changed: how fast it is, what it keeps and shows, how long it goes,
 where the data are (checkpoints know which they were) and how much of them may be lost. So may the folders of
-models, where checkpoints know what was in them. What a complete run's model keeps of `preview` is written into it
+models, where checkpoints know what was in them. Where `kept_settings` of a complete run changed, its model is written
 anew."""
 _PEERS_WAIT = datetime.timedelta(hours=24)
 """How long processes wait for each other: the first one may encode all the data before the others begin."""
@@ -216,6 +216,7 @@ def _is_complete(output: Path, recipe: Recipe) -> bool:
     done, wanted = read_json_object(output / "done.json"), kept_settings(recipe)
     begun_with = read_json_object(output / "recipe.json")["recipe"].get("preview", {})
     given = done.get("settings", {name: begun_with.get(name, value) for name, value in wanted.items()})
+    given = {"export_dtype": "fp16", "guidance_interval": [0.0, 1.0], **given}  # which older versions do not say
     if done["steps"] >= recipe.steps and (output / "model").is_dir() and given == wanted:
         return True
     if not has_checkpoints(output / "checkpoints"):
@@ -244,17 +245,14 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     unet_class = UNETS[recipe.model.video]
     torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
     scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
-    noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0)
+    noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0, (0.0, 1.0))
     seam_frames = recipe.preview.seam_frames
     if recipe.model.init:
         folder = model_folder(recipe.model.init)
         base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
         if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
             raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
-        arguments = dict(recipe.model.arguments)
-        share = recipe.diffusion.circular_share
-        if recipe.stage == "video" and share in (0, 1):  # else it would be sampled as it never was seen
-            arguments.setdefault("default_boundary", "circular" if share else "zero")
+        arguments = _own_boundary(recipe, base.unet.config.get("default_boundary")) | recipe.model.arguments
         if recipe.model.video == "shift" and getattr(base.unet, "frame_mixing_keys", None):
             init = recipe.model.init
             expected = f"be vdm, as {init} is (or: latent-shift convert {init} OUT --to shift)"
@@ -282,12 +280,12 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
             seam_frames = base.config.default_seam_frames if seam_frames is None else seam_frames
             asked = recipe.distillation.guidance_scale
             scale = base.config.default_guidance_scale if asked is None else asked
-            guidance = scale, base.config.default_motion_guidance
+            guidance = scale, base.config.default_motion_guidance, base.guidance_interval
     else:
         parts = {
             **load_text_encoder(Path(recipe.model.text_encoder)),
             "vae": load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder"),
-            "unet": make_network(unet_class, recipe.model.arguments),
+            "unet": make_network(unet_class, _own_boundary(recipe, None) | recipe.model.arguments),
         }
         pipeline_class, own, max_tokens = LatentShiftPipeline, {"mask_padding": True}, recipe.model.max_tokens
     if recipe.stage == "video" and isinstance(recipe.data.duration_s, float):
@@ -300,6 +298,8 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
         default_size=recipe.data.size,
         default_guidance_scale=recipe.preview.guidance_scale,
         default_motion_guidance=recipe.preview.motion_guidance,
+        default_guidance_start=recipe.preview.guidance_interval[0],
+        default_guidance_stop=recipe.preview.guidance_interval[1],
         default_noise_correlation=noise_correlation,
         default_seam_frames=seam_frames,
         distilled_steps=recipe.distillation.steps or None,
@@ -315,6 +315,19 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     if recipe.distillation.steps:
         return DistillationStage(recipe, pipeline, accelerator, *guidance)
     return DenoisingStage(recipe, pipeline, accelerator)
+
+
+def _own_boundary(recipe: Recipe, given: str | None) -> dict[str, str | None]:
+    """What the ends of a clip see where a call does not say: as in training, lest it be sampled as it never was seen.
+
+    Args:
+        recipe: of the run.
+        given: of the network that it starts from.
+    """
+    if recipe.stage == "image":
+        return {"default_boundary": None}
+    share, own = recipe.diffusion.circular_share, given or "zero"
+    return {"default_boundary": own if 0 < share < 1 else "circular" if share else "zero"}
 
 
 def _check_teacher(recipe: Recipe, config: Mapping[str, Any]) -> None:

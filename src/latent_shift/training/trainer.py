@@ -83,9 +83,9 @@ class NonFiniteLossError(LatentShiftError):
 
 
 def kept_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a model keeps of its recipe besides what it learned: how it is sampled where a user does not say."""
-    names = ("guidance_scale", "motion_guidance", "noise_correlation", "seam_frames")
-    return {name: getattr(recipe.preview, name) for name in names}
+    """What a model keeps of its recipe besides what it learned: its dtype, and how it is sampled by default."""
+    names = {"guidance_scale", "motion_guidance", "guidance_interval", "noise_correlation", "seam_frames"}
+    return {**recipe.preview.model_dump(mode="json", include=names), "export_dtype": recipe.export_dtype}
 
 
 def run_stage(
