@@ -138,9 +138,17 @@ def test_a_typo_in_a_required_key_is_named_and_not_the_lack_of_it() -> None:
         parse_config(Outer, {"outptu": "x", "steps": 3})
 
 
+class Pair(Config):
+    """Two numbers."""
+
+    betas: tuple[float, float]
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(InputError, match=r"^output must be given, got None$"):
         parse_config(Outer, {"steps": 3})
+    with pytest.raises(InputError, match=r"^betas.1 must be given, got None$"):
+        parse_config(Pair, {"betas": [0.9]})
 
 
 @pytest.mark.parametrize(

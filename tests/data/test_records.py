@@ -97,6 +97,8 @@ def test_records_as_hugging_face_writes_them(folder: Path, encoding: str) -> Non
         ({"caption": "a"}, "line 2: file_name must be a relative path, got None"),
         ({"file_name": "../a.webp", "caption": "a"}, "line 2: file_name must stay inside the folder"),
         ({"file_name": "a.webp", "caption": " "}, "line 2: caption must be text"),
+        ({"file_name": "a.webp", "caption": "smile \ud83d"}, "line 2: caption must be text"),  # half an emoji
+        ({"file_name": "a.webp", "caption": "a", "captions": ["a", "\ud83d"]}, "line 2: captions must be a list"),
         ({"file_name": "a.webp", "caption": "a", "captions": "a"}, "line 2: captions must be a list"),
         ({"file_name": "a.webp", "caption": "a", "captions": ["b"]}, "the first of captions must be the caption 'a'"),
         ({"file_name": "a.webp", "caption": "a", "metadata": [1]}, "line 2: metadata must be an object"),

@@ -22,7 +22,7 @@ def test_the_name_says_the_format(name: str, kind: str) -> None:
     assert output_kind(name) == kind
 
 
-@pytest.mark.parametrize("name", ["clip.avi", "clip.mp4v", ".", "..", ""])
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mp4v", ".", "..", "", ".mp4", ".PNG"])
 def test_an_unknown_suffix_is_named(name: str, tmp_path: Path, moving: Moving) -> None:
     expected = "output must end in one of .mp4 .webm .gif .webp .png .jpg or / (a folder of PNG frames), got " + repr(
         os.path.join(tmp_path, name) if name.startswith("clip") else name

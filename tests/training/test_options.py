@@ -77,11 +77,13 @@ CHANGES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "diffusion.random_phase": ("video", {}, True),
     "distillation.teacher_steps": ("video", FEW, 1),
     "distillation.guidance_scale": ("video", FEW, 9.0),
+    "export_dtype": ("video", {}, "fp32"),
     "preview.every": ("video", {}, 1),
     "preview.prompts": ("video", {}, ["a blue square"]),
     "preview.num_inference_steps": ("video", {}, 3),
     "preview.guidance_scale": ("video", {}, 9.0),
     "preview.motion_guidance": ("video", {}, 0.5),
+    "preview.guidance_interval": ("video", {}, [0.0, 0.5]),
     "preview.noise_correlation": ("video", {}, 0.9),
     "preview.seam_frames": ("video", {}, 2),
 }

@@ -97,12 +97,16 @@ def _dotted(tree: Any, place: Sequence[int | str]) -> str:
     """The dotted key of an error's place, without the kinds of value that pydantic adds where several are allowed."""
     parts: list[str] = []
     for part in place:
-        inside = part in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(part, int)
+        inside = part in tree if isinstance(tree, dict) else isinstance(part, int) and _has_index(tree, part)
         if not inside:
             break
         parts.append(str(part))
         tree = tree[part]
     return ".".join(parts)
+
+
+def _has_index(tree: Any, index: int) -> bool:
+    return isinstance(tree, list | tuple) and index < len(tree)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> InputError:

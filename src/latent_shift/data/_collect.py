@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from .records import ArchiveMember, CaptionedVideo, Dropped, PackedRecords, RecordSequence
+from .records import ArchiveMember, CaptionedVideo, Dropped, PackedRecords, RecordSequence, is_caption
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
@@ -90,9 +90,9 @@ class CollectedSource(PackedRecords):
 
 
 def caption_texts(value: object) -> list[str]:
-    """The captions that a value is, on a line each: a text is one, a list may hold more, anything else is none."""
+    """The captions that a value is, on a line each: a text is one, a list may hold more, else (`is_caption`) none."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [" ".join(item.split()) for item in values if isinstance(item, str) and item.strip()]
+    return [" ".join(str(item).split()) for item in values if is_caption(item)]
 
 
 class Selection(RecordSequence):

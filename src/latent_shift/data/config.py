@@ -14,7 +14,7 @@ class ClipConfig(Config):
 
     num_frames: Annotated[int, Field(ge=1)] = 16
     """Frames of a clip, evenly spaced. Of 1, any moment of the video is drawn."""
-    duration_s: Annotated[float, Field(gt=0)] | Literal["whole"] = 2.0
+    duration_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["whole"] = 2.0
     """Length of the window, seconds; or the whole video, whatever its length."""
     size: Annotated[int, Field(ge=1)] = 256
     """Height and width in pixels: the picture is scaled to fill the square, and what sticks out is cropped evenly."""

@@ -280,6 +280,17 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
+def is_caption(value: object) -> bool:
+    """Whether it is text with a word in it. Half an emoji, which JSON may hold, is no text: no tokenizer takes it."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVideo:
     try:
         value = json.loads(line)
@@ -294,9 +305,9 @@ def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVid
         raise DataError(f"{where}: file_name must be a relative path, got {name!r}")
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise DataError(f"{where}: file_name must stay inside the folder, got {name!r}")
-    if not isinstance(caption, str) or not caption.strip():
+    if not is_caption(caption):
         raise DataError(f"{where}: caption must be text, got {caption!r}")
-    if not isinstance(captions, list) or not all(isinstance(item, str) and item.strip() for item in captions):
+    if not isinstance(captions, list) or not all(map(is_caption, captions)):
         raise DataError(f"{where}: captions must be a list of texts, got {captions!r}")
     if captions[0] != caption:
         raise DataError(f"{where}: the first of captions must be the caption {caption!r}, got {captions[0]!r}")

@@ -17,12 +17,12 @@ def output_kind(path: str | os.PathLike[str]) -> str:
     """The format that the name asks for: `.mp4 .webm .gif .webp .png .jpg`, or `/` for a folder of PNG frames.
 
     Raises:
-        InputError: the name ends in something else.
+        InputError: the name ends in something else, or is an ending alone.
     """
     name = os.fspath(path)
     suffix = Path(name).suffix.lower()
     is_folder = name.endswith(("/", os.sep)) or not suffix
-    if (not is_folder and suffix not in _SUFFIXES) or Path(name).name in ("", ".."):
+    if (not is_folder and suffix not in _SUFFIXES) or Path(name).name.lower() in ("", "..", *_SUFFIXES):
         expected = "end in one of .mp4 .webm .gif .webp .png .jpg or / (a folder of PNG frames)"
         raise InputError("output", name, expected)
     return FOLDER if is_folder else _SUFFIXES[suffix]

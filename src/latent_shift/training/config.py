@@ -275,6 +275,12 @@ class Recipe(Config):
             raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
         if self.stage == "video" and not self.model.init:
             raise ValueError("the video stage needs model.init, a text-to-image model")
+        steps, most = self.preview.num_inference_steps, self.diffusion.num_train_timesteps
+        if steps is not None and steps > most:
+            raise ValueError(f"preview.num_inference_steps, {steps}, is over diffusion.num_train_timesteps, {most}")
+        length = self.data.duration_s
+        if self.stage == "video" and length != "whole" and not 0.01 <= self.data.num_frames / length <= 1000:
+            raise ValueError(f"data.duration_s, {length:g}, makes no clips of 0.01 to 1000 frames a second")
         if self.stage == "video" and self.data.num_frames < 2:
             raise ValueError(f"the video stage needs data.num_frames of 2 or more, not {self.data.num_frames}")
         steps = self.distillation.steps

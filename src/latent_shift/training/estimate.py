@@ -84,7 +84,7 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     dtype, device = DTYPES[recipe.precision], resolve_device(recipe.device)
     config = None
     if recipe.model.init:
-        config = read_json_object(Path(model_folder(recipe.model.init)) / "unet" / "config.json")
+        config = read_json_object(Path(model_folder(recipe.model.init, "model.init")) / "unet" / "config.json")
     with torch.device("meta"):
         unet = make_network(UNETS[recipe.model.video], recipe.model.arguments, config)
     if recipe.lora.rank:
@@ -124,7 +124,7 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
 def _frozen_parameters(recipe: Recipe) -> int | None:
     """Of the autoencoder and the text encoder, which training holds in fp32, by their files' headers; None of none."""
     model = recipe.model
-    init = Path(model_folder(model.init)) if model.init else None
+    init = Path(model_folder(model.init, "model.init")) if model.init else None
     text = Path(model.text_encoder) if init is None else init
     autoencoder = Path(model.autoencoder) if model.autoencoder or init is None else init / "vae"
     count = 0
@@ -220,7 +220,7 @@ def _tokens(recipe: Recipe) -> int:
     """Length of a caption: that of `model.init`, where there is one."""
     if not recipe.model.init:
         return recipe.model.max_tokens
-    return int(read_index(Path(model_folder(recipe.model.init))).get("max_tokens") or _CLIP_TOKENS)
+    return int(read_index(Path(model_folder(recipe.model.init, "model.init"))).get("max_tokens") or _CLIP_TOKENS)
 
 
 def _storage(tensor: Tensor) -> Any:

@@ -57,7 +57,7 @@ def resolve_noise(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 def _process_of(init: str) -> dict[str, Any]:
     """The fields of `_PROCESS` that a model was trained with."""
-    saved = read_json_object(Path(model_folder(init)) / "scheduler" / "scheduler_config.json")
+    saved = read_json_object(Path(model_folder(init, "model.init")) / "scheduler" / "scheduler_config.json")
     config = DDPMScheduler.from_config({**saved, "clip_sample": False}).config
     own = {name: config[key] for name, key in _PROCESS.items()}
     for name in ("beta_schedule", "prediction_type"):

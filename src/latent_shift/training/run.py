@@ -143,8 +143,8 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise InputError("output", recipe.output, "be a folder that no other run is using now") from error
-        except OSError as error:
-            expected = f"be in a folder that can be written ({error.strerror})"
+        except (OSError, ValueError) as error:
+            expected = f"be in a folder that can be written ({getattr(error, 'strerror', error)})"
             raise InputError("output", recipe.output, expected) from error
     try:
         _refuse_other_run(output, recipe)
@@ -248,7 +248,7 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0, (0.0, 1.0))
     seam_frames = recipe.preview.seam_frames
     if recipe.model.init:
-        folder = model_folder(recipe.model.init)
+        folder = model_folder(recipe.model.init, "model.init")
         base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
         if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
             raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
