@@ -398,7 +398,7 @@ def test_clean_latents_are_what_the_solver_expects_in_the_end(pipeline: LatentSh
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     clean: list[Tensor] = []
 
-    def note(_pipe: Any, _index: int, _timestep: int, tensors: dict[str, Tensor]) -> None:
+    def note(_pipe: Any, _index: int, _timestep: Tensor, tensors: dict[str, Tensor]) -> None:
         clean.append(tensors["clean_latents"])
 
     options = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["clean_latents"]}
@@ -426,7 +426,7 @@ def test_a_callback_that_drops_a_clip_drops_its_generator(pipeline: LatentShiftP
     pipeline.scheduler = make_scheduler("ddpm", pipeline.scheduler.config)
     both = generators(0, 1)
 
-    def drop(_pipe: Any, index: int, _timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def drop(_pipe: Any, index: int, _timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if index:
             return {}
         del both[0]

@@ -37,7 +37,7 @@ def time_clip(pipeline: LatentShiftPipeline, denoiser: Denoiser, steps: int) -> 
     pipeline.register_modules(unet=denoiser)
     device, ends = denoiser.device, []
 
-    def note(_pipeline: Any, _index: int, _timestep: int, _tensors: dict[str, Any]) -> None:
+    def note(_pipeline: Any, _index: int, _timestep: Any, _tensors: dict[str, Any]) -> None:
         ends.append(clock(device))
 
     start = clock(device)
