@@ -60,12 +60,11 @@ def test_a_dropped_caption_is_what_sampling_has_for_no_negative_prompt(
     captions[0] = ""
     text, added = stage.encode_text(batch)
     none = (None,) * 4
-    positive, negative, expected = pipeline._conditions(captions[1:2], None, 1, none, (SIZE, SIZE))
+    told = pipeline._conditions(captions[1:2], None, 1, none, (SIZE, SIZE))
     assert added is not None
-    assert expected is not None
-    torch.testing.assert_close(text[:2], torch.cat([negative, positive]))
-    for name, rows in expected.items():
-        torch.testing.assert_close(added[name][:2], rows)
+    torch.testing.assert_close(text[:2], torch.cat([told["negative_prompt_embeds"], told["prompt_embeds"]]))
+    for name in ("text_embeds", "time_ids"):
+        torch.testing.assert_close(added[name][:2], torch.cat([told[f"negative_add_{name}"], told[f"add_{name}"]]))
     assert (text[0].abs().sum() == 0) == zeros
     stage.loss(batch).mean().backward()
     assert all(one.grad is not None for one in stage.network.add_embedding.parameters())
