@@ -43,7 +43,7 @@ def test_a_linear_layer_more_or_less(make_recipe: MakeRecipe) -> None:
     assert eight_bits.optimizer_gib <= estimate_run(make_recipe("video")).optimizer_gib
     with pytest.raises(InputError, match="stage must be image or video for an estimate, got 'autoencoder'"):
         estimate_run(make_recipe("autoencoder"))
-    with pytest.raises(InputError, match="model must be one of emoji or a folder with a model_index.json"):
+    with pytest.raises(InputError, match="model.init must be one of emoji or a folder with a model_index.json"):
         estimate_run(make_recipe("video", model={"init": "nowhere"}))
 
 
