@@ -418,7 +418,7 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
         ),
         ("image", {"data": {"source": "nowhere"}}, NOWHERE),
         ("autoencoder", {"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
-        ("video", {"model": {"init": "nowhere"}}, "model.init must be one of emoji or a folder with a model_index.json"),
+        ("video", {"model": {"init": "nowhere"}}, "model.init must be one of emoji or a folder with a model_index"),
         ("image", {"model": {"autoencoder": "nowhere"}}, "model.autoencoder must be the folder of a trained auto"),
         ("image", {"model": {"text_encoder": "nowhere"}}, "model.text_encoder must be a folder with text_encoder/ in"),
         ("image", {"model": {"arguments": {"sample_sise": 2}}}, "did you mean 'sample_size'?"),
