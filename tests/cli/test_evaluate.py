@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_options_arrive(run: Run, asked: list[Any]) -> None:
     flags = ("--set", "pairs", "--set", "training", "--loop", "--no-floors", "--limit", "3", "--guidance", "2.5")
-    flags = (*flags, "--motion-guidance", "0.5", "--noise-correlation", "0.9")
+    flags = (*flags, "--motion-guidance", "0.5", "--guidance-interval", "0.1", "0.7", "--noise-correlation", "0.9")
     result = run("evaluate", "emoji", "--model", "m", "--data", "d", "--base", "b", *flags, "--json")
     assert json.loads(result.out) == RESULT
     model, data, output, options, base, device, dtype, _ = asked[0]
@@ -44,6 +45,7 @@ def test_options_arrive(run: Run, asked: list[Any]) -> None:
     assert options == evaluation.EvaluationOptions(
         guidance_scale=2.5,
         motion_guidance=0.5,
+        guidance_interval=(0.1, 0.7),
         noise_correlation=0.9,
         limit=3,
         sets=("pairs", "training"),
@@ -115,7 +117,7 @@ def test_protocols_get_their_options(run: Run, monkeypatch: pytest.MonkeyPatch, 
         return protocols.Evaluated(Path("clips-1"), {"steps": 7}, 3, 8, [])
 
     monkeypatch.setattr(evaluation, "evaluate_protocol", evaluate)
-    own = ("--captions", "one") if name == "msrvtt" else ("--samples", "8")
+    own = ("--captions", "one", "--frames", "1") if name == "msrvtt" else ("--samples", "8")
     flags = (
         "--model",
         "m",
@@ -135,7 +137,8 @@ def test_protocols_get_their_options(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert result.out.splitlines()[0] == "clips-1: 3 of 8 clips (steps=7)"
     (data, _, seed), (protocol, model, output, options, *_) = seen
     assert (data, seed, protocol, model, str(output)) == ("data", 5, asked, "m", "runs/evaluation")
-    assert options == evaluation.ProtocolOptions(steps=7, part=(2, 8), metrics=("flicker",), resamples=7)
+    expected = evaluation.ProtocolOptions(steps=7, part=(2, 8), metrics=("flicker",), resamples=7)
+    assert options == replace(expected, frames=1 if name == "msrvtt" else None)
     assert json.loads(run("evaluate", name, "data", *flags, "--json").out) == {
         "folder": "clips-1",
         "made": 3,

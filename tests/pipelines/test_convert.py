@@ -437,3 +437,13 @@ def test_one_network_at_a_time_is_in_memory(form: str, tmp_path: Path) -> None:
     assert largest < both / 1.3
     assert peak < 1.3 * largest
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+@pytest.mark.parametrize("to", ["shift", "vdm"])
+def test_a_model_of_pictures_becomes_one_of_videos(ldm: LatentShiftPipeline, tmp_path: Path, to: str) -> None:
+    ldm.save_pretrained(tmp_path / "pictures")
+    config = tmp_path / "pictures/unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "default_boundary": None}))
+    assert LatentShiftPipeline.from_pretrained(tmp_path / "pictures").unet.default_boundary is None
+    convert_model(tmp_path / "pictures", tmp_path / to, to)
+    assert LatentShiftPipeline.from_pretrained(tmp_path / to).unet.default_boundary == "zero"

@@ -714,6 +714,18 @@ def test_all_is_checked_before_anything_is_computed(pipeline: LatentShiftPipelin
     assert not encoded
 
 
+def test_noise_levels_may_be_given_one_by_one(pipeline: LatentShiftPipeline) -> None:
+    pipeline.scheduler = make_scheduler("euler", pipeline.scheduler.config)
+    run(pipeline, num_inference_steps=None, sigmas=[9.0, 2.0, 0.5, 0.0])
+    assert pipeline.scheduler.sigmas.tolist() == [9.0, 2.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_half_an_emoji_is_no_sentence(pipeline: LatentShiftPipeline, name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} must be UTF-8 text, got"):
+        pipeline(**{"prompt": HEART, name: "smile \ud83d"})
+
+
 def test_steps_may_be_given_one_by_one(pipeline: LatentShiftPipeline) -> None:
     pipeline.scheduler = make_scheduler("dpm++", pipeline.scheduler.config)
     times: list[int] = []

@@ -38,6 +38,14 @@ def scrambled_side(store: Store, state: State) -> str:
     return "right" if store.files[state.item.right.file_name(0)].read_bytes()[:1].isdigit() else "left"
 
 
+def fail(store: Store, token: str) -> State:
+    """Answers all, and every check wrongly."""
+    state = store.state(token)
+    while state.item is not None:
+        state = answer(store, token, state, scrambled_side(store, state))
+    return state
+
+
 def pair_votes(store: Store) -> Counter[int]:
     kinds = {pair.id: pair.kind for pair in store.pairs()}
     return Counter(vote.pair for vote in store.votes() if kinds[vote.pair] == "pair")
@@ -243,9 +251,7 @@ def test_checks_come_even_if_others_take_the_pairs_before_them(make: Make) -> No
 def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make) -> None:
     store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
     careless = begin(store)
-    state = store.state(careless)
-    while state.item is not None:
-        state = answer(store, careless, state, scrambled_side(store, state))
+    fail(store, careless)
     assert pair_votes(store).total() == 3
     other = begin(store)
     assert store.state(other).status == "full"  # until the first has finished
@@ -266,9 +272,7 @@ def test_who_fails_the_checks_does_not_count_and_others_get_the_pairs(make: Make
 def test_who_fails_the_checks_and_leaves_does_not_count_once_the_lease_is_over(make: Make, clock: Clock) -> None:
     store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
     careless = begin(store)
-    state = store.state(careless)
-    while state.item is not None:
-        state = answer(store, careless, state, scrambled_side(store, state))
+    fail(store, careless)
     late = begin(store)
     assert store.state(late).status == "full"
     clock.now += 11 * 60  # the page is closed, nobody finished
@@ -403,12 +407,10 @@ def test_an_answer_that_is_changed_keeps_the_time_that_the_first_took(make: Make
 def test_who_was_replaced_stays_rejected_though_the_answers_are_corrected(make: Make, clock: Clock) -> None:
     store = make(3, spare=3, raters_per_pair=1, checks_per_rater=2, min_attention=0.5)
     careless = begin(store)
-    state = store.state(careless)
-    while state.item is not None:
-        state = answer(store, careless, state, scrambled_side(store, state))
+    done = fail(store, careless).done
     clock.now += 11 * 60
     assert [rater.rejected for rater in store.raters()] == [True]
-    for position in range(1, state.done + 1):
+    for position in range(1, done + 1):
         wrong = scrambled_side(store, State("rate", 0, 0, store.item(careless, position)))
         store.answer(careless, position, both("right" if wrong == "left" else "left"))
     store.finish(careless)

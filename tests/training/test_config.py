@@ -58,6 +58,19 @@ def test_the_defaults_are_the_papers() -> None:
             {"stage": "video", "model": {"init": "m"}, "data": DATA | {"num_frames": 1}},
             "the video stage needs data.num_frames of 2 or more, not 1",
         ),
+        (
+            {"stage": "video", "model": {"init": "m"}, "data": DATA | {"duration_s": 1e-6}},
+            "data.duration_s, 1e-06, makes no clips of 0.01 to 1000 frames a second",
+        ),
+        (
+            {"stage": "video", "model": {"init": "m"}, "preview": {"num_inference_steps": 2000}},
+            "preview.num_inference_steps, 2000, is over diffusion.num_train_timesteps, 1000",
+        ),
+        (
+            {"stage": "video", "model": {"init": "m"}, "preview": {"guidance_interval": [0.5, 0.5]}},
+            "guidance_interval must be two shares of the steps, 0 <= start < stop <= 1, got (0.5, 0.5)",
+        ),
+        ({"data": DATA | {"duration_s": float("inf")}}, "data.duration_s must be valid"),
         ({"autoencoder_loss": {"latent_noise": 0.4}}, "autoencoder_loss.latent_noise needs model.init, whose latents"),
         ({"data": DATA | {"size": 100}}, "data.size, 100, is no multiple of 8, the autoencoder's factor"),
         ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),

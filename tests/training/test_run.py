@@ -542,3 +542,8 @@ def test_a_tracker_that_is_not_installed_is_named(make_recipe: MakeRecipe, monke
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MissingExtraError, match=r"^bitsandbytes is not installed; .*latent-shift\[adam8bit\]"):
         train(make_recipe("autoencoder", optimizer={"name": "adamw8bit"}))
+
+
+def test_a_null_byte_is_in_no_folders_name(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("video").model_copy(update={"output": "a\0b"})
+    assert refused(recipe).startswith("output must be in a folder that can be written (embedded null byte), got 'a")

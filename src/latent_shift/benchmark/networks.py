@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
         cross_attention_kwargs: None = None,
         return_dict: bool = False,
     ) -> tuple[Float[Tensor, "batch channels frames height width"]]:
-        """Predicts the noise; the last three arguments are there for the pipeline."""
+        """Predicts the noise; the last four arguments are there for the pipeline."""
         del boundary, added_cond_kwargs, cross_attention_kwargs, return_dict
         return (self.call(self.network, sample, timestep, encoder_hidden_states),)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least
+from latent_shift.core.shapes import check_at_least, check_interval, is_text
 
 if TYPE_CHECKING:
     from latent_shift import LatentShiftPipeline
@@ -85,7 +85,7 @@ def generate(
       latent-shift generate "red heart" "a rocket" --loop --num-videos 2 -o clips.webp
     """
     sentences = _sentences(prompts, prompt_file)
-    if not _is_text(negative):
+    if not is_text(negative):
         raise InputError("--negative", negative, "be UTF-8 text")
     check_at_least("--num-videos", num_videos, 1)
     check_at_least("--frames", 1 if frames is None else frames, 1)
@@ -94,9 +94,8 @@ def generate(
         raise InputError("--guidance", guidance, "be a number")
     if motion_guidance is not None and not 0 <= motion_guidance <= 1:
         raise InputError("--motion-guidance", motion_guidance, "be in [0, 1]")
-    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
-        expected = "be two shares of the steps, 0 <= start < stop <= 1"
-        raise InputError("--guidance-interval", guidance_interval, expected)
+    if guidance_interval is not None:
+        check_interval("--guidance-interval", guidance_interval)
     if noise_correlation is not None and not 0 <= noise_correlation < 1:
         raise InputError("--noise-correlation", noise_correlation, "be in [0, 1)")
     if not -(2**63) <= seed < 2**63 - num_videos:
@@ -215,20 +214,11 @@ def _sentences(prompts: list[str] | None, prompt_file: Path | None) -> list[str]
     if not sentences:
         raise InputError("prompt", "", "be given, as an argument or in --prompt-file")
     for sentence in sentences:
-        if not _is_text(sentence):
+        if not is_text(sentence):
             raise InputError("prompt", sentence, "be UTF-8 text")
         if not sentence.strip():
             raise InputError("prompt", sentence, "have a word")
     return sentences
-
-
-def _is_text(sentence: str) -> bool:
-    """False for an argument whose bytes are no UTF-8: Python keeps them as lone surrogates."""
-    try:
-        sentence.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _places(output: str, count: int) -> list[str]:

@@ -107,6 +107,11 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def is_hidden(path: Path) -> bool:
+    """Below a folder whose name starts with a dot, or such a file: also what a write that was killed has left."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

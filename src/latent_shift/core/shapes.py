@@ -15,6 +15,7 @@ backward shift     `y[t] = x[t + 1]`: a frame sees the next one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 from .errors import InputError
@@ -37,3 +38,17 @@ def check_divisible(argument: str, value: object, factor: int) -> None:
     """Raises `InputError` unless `value` is a positive multiple of `factor`."""
     if not isinstance(value, Integral) or value < 1 or value % factor:
         raise InputError(argument, value, f"be a positive multiple of {factor}")
+
+
+def check_interval(argument: str, value: Sequence[float]) -> None:
+    """Raises `InputError` unless it is where something starts and where it stops, in shares of the denoising steps."""
+    if len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+        raise InputError(argument, tuple(value), "be two shares of the steps, 0 <= start < stop <= 1")
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a text that UTF-8 can hold: without half an emoji, or bytes of an argument in another encoding."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False

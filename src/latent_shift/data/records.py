@@ -27,6 +27,7 @@ from typing import Any, overload
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import atomic_path, read_json_object
+from latent_shift.core.shapes import is_text
 from latent_shift.media import Video, VideoReader, open_video, read_video
 
 from .remote import read_bytes
@@ -281,14 +282,8 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def is_caption(value: object) -> bool:
-    """Whether it is text with a word in it. Half an emoji, which JSON may hold, is no text: no tokenizer takes it."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether it is text with a word in it; no tokenizer takes what is no `is_text`, which JSON may hold."""
+    return is_text(value) and bool(str(value).strip())
 
 
 def _parse_line(line: str, where: str, folder: Path, index: int) -> CaptionedVideo:

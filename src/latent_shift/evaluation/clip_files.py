@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.files import is_hidden
 from latent_shift.core.seeding import hash_fraction
 from latent_shift.core.shapes import check_at_least
 from latent_shift.data.identity import file_key
@@ -98,17 +99,12 @@ def list_clips(folder: str | Path, argument: str) -> list[Path]:
     as_folders = {path.parent for path in below if path.name == "video.json"}
     files = (path for path in below if is_media(path) and path.is_file() and path.parent not in as_folders)
     found = sorted(
-        (path for path in (*as_folders, *files) if not _is_hidden(path.relative_to(root))),
+        (path for path in (*as_folders, *files) if not is_hidden(path.relative_to(root))),
         key=lambda path: path.relative_to(root).as_posix(),
     )
     if not found:
         raise InputError(argument, str(folder), "hold videos or images")
     return found
-
-
-def _is_hidden(path: Path) -> bool:
-    """Below a folder whose name starts with a dot: also what a write that was killed has left."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def read_captions(folder: str | Path, files: Sequence[Path]) -> dict[Path, str]:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_divisible, check_whole
+from latent_shift.core.shapes import check_divisible, check_interval, check_whole, is_text
 
 if TYPE_CHECKING:
     from .latent_shift import LatentShiftPipeline
@@ -47,6 +49,9 @@ def check_prompts(
         several = isinstance(prompts, Sequence) and len(prompts) > 0
         if given is not None and not (several and all(isinstance(text, str) for text in prompts)):
             raise InputError(name, given, "be a sentence or a list of sentences")
+        for text in prompts or ():
+            if not is_text(text):
+                raise InputError(name, text, "be UTF-8 text")
     for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
         if embeds is not None and embeds.dim() != 3:
             raise InputError(name, tuple(embeds.shape), "have the shape (prompts, tokens, width)")
@@ -85,16 +90,54 @@ def check_guidance(
     if motion_guidance is not None and not 0 <= motion_guidance <= 1:
         raise InputError("motion_guidance", motion_guidance, "be in [0, 1]")
     if guidance_interval is not None:
-        start, stop = guidance_interval if len(guidance_interval) == 2 else (1.0, 0.0)
-        if not 0 <= start < stop <= 1:
-            expected = "be two shares of the steps, 0 <= start < stop <= 1"
-            raise InputError("guidance_interval", tuple(guidance_interval), expected)
+        check_interval("guidance_interval", guidance_interval)
 
 
 def check_boundary(boundary: Any) -> None:
     """Raises `InputError` unless a U-Net knows it."""
     if boundary not in ("default", "zero", "circular", None):
         raise InputError("boundary", boundary, "be default, zero, circular or None")
+
+
+def check_noise(
+    generator: Any, latents: Tensor | None, noise_correlation: float | None, shape: tuple[int, ...]
+) -> None:
+    """Raises `InputError` unless clips of this shape have noise: that of their generators, or latents.
+
+    Args:
+        generator: one for all clips, or a sequence with one for each.
+        latents: the noise itself.
+        noise_correlation: of neighbouring frames' noise, in [0, 1); None is the model's own.
+        shape: of the latents of all clips.
+    """
+    if noise_correlation is not None and not 0 <= noise_correlation < 1:
+        raise InputError("noise_correlation", noise_correlation, "be in [0, 1)")
+    for one in generator if isinstance(generator, Sequence) else [generator]:
+        if not isinstance(one, torch.Generator | None):
+            raise InputError("generator", one, "be a torch.Generator, or a list of them")
+    if isinstance(generator, Sequence) and len(generator) != shape[0]:
+        raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
+    if latents is not None and noise_correlation is not None:
+        raise InputError(
+            "noise_correlation", noise_correlation, "be left out where latents are given, which are the noise"
+        )
+    if latents is not None and tuple(latents.shape) != shape:
+        raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
+
+
+def callback_tensors(callback: Any, names: str | Sequence[str], known: Sequence[str]) -> list[str]:
+    """Which tensors a callback gets: of diffusers' own those that it says, else those that a call names.
+
+    Raises:
+        InputError: one of them is not known.
+    """
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+    asked = [names] if isinstance(names, str) else list(names)
+    for name in asked:
+        if name not in known:
+            raise InputError("callback_on_step_end_tensor_inputs", name, f"be among {', '.join(known)}")
+    return asked
 
 
 def check_output_type(output_type: str, known: tuple[str, ...] = get_args(OutputType)) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -30,9 +29,11 @@ from .folder import FolderPipeline
 from .guidance import guide
 from .inputs import (
     OutputType,
+    callback_tensors,
     check_boundary,
     check_clip,
     check_guidance,
+    check_noise,
     check_output_type,
     check_prompts,
     one_each,
@@ -236,7 +237,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
             num_inference_steps: denoising steps; the default is the model's where it is distilled to few, else the
                 scheduler's usual number, see `SCHEDULERS`.
             timesteps: those of the steps, falling, instead of `num_inference_steps`; for schedulers that take them.
-            sigmas: noise levels of the steps, likewise.
+            sigmas: noise levels of the steps, likewise, as the scheduler takes them.
             guidance_scale: s of classifier-free guidance; 1 or less turns it off.
             motion_guidance: how much of guidance acts on what differs between the frames, in [0, 1]: the scale there is
                 1 + `motion_guidance` (s - 1). 1 is the paper; where guidance makes motion too large, less is better.
@@ -295,14 +296,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         count = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_clip(self, num_frames, height, width, num_inference_steps)
         check_output_type(output_type)
-        names = callback_on_step_end_tensor_inputs
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            names = callback_on_step_end.tensor_inputs
-        names = [names] if isinstance(names, str) else names
-        for name in names:
-            if name not in self._callback_tensor_inputs:
-                expected = f"be among {', '.join(self._callback_tensor_inputs)}"
-                raise InputError("callback_on_step_end_tensor_inputs", name, expected)
+        names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_whole("num_videos_per_prompt", num_videos_per_prompt)
         check_whole("decode_chunk_size", decode_chunk_size)
 
@@ -408,22 +402,11 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
 
         Neighbouring frames have a part of it in common by `noise_correlation`, or by the pipeline's own where None.
         """
-        correlation = self.noise_correlation if noise_correlation is None else noise_correlation
-        if not 0 <= correlation < 1:
-            raise InputError("noise_correlation", correlation, "be in [0, 1)")
+        check_noise(generator, latents, noise_correlation, shape)
         device = self._execution_device
-        for one in generator if isinstance(generator, Sequence) else [generator]:
-            if not isinstance(one, torch.Generator | None):
-                raise InputError("generator", one, "be a torch.Generator, or a list of them")
-        if isinstance(generator, Sequence) and len(generator) != shape[0]:
-            raise InputError("generator", len(generator), f"be one, or one for each of {shape[0]} clips")
         if latents is not None:
-            if noise_correlation is not None:
-                expected = "be left out where latents are given, which are the noise"
-                raise InputError("noise_correlation", noise_correlation, expected)
-            if tuple(latents.shape) != shape:
-                raise InputError("latents", tuple(latents.shape), f"have the shape {shape}")
             return latents.to(device, torch.float32)
+        correlation = self.noise_correlation if noise_correlation is None else noise_correlation
         generators = list(generator) if isinstance(generator, Sequence) else generator
         noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         return correlate_frames(noise, correlation, self._edges(boundary))

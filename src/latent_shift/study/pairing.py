@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.core.files import is_hidden
 
 METADATA_FILE = "metadata.jsonl"
 _SUFFIXES = (".webp", ".gif", ".mp4", ".webm", ".mov", ".mkv")
@@ -57,17 +58,12 @@ def find_sources(folder: Path, read_prompt: Callable[[Path], str | None]) -> lis
     if table.is_file():
         found = _read_table(table)
     else:
-        visible = (path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder)))
+        visible = (path for path in folder.rglob("*") if not is_hidden(path.relative_to(folder)))
         files = sorted(path for path in visible if _is_clip(path))
         found = [Source(path, _clean(read_prompt(path))) for path in files]
     if not found:
         raise InputError("folder", str(folder), f"hold clips ({' '.join(_SUFFIXES)}, or folders of frames)")
     return found
-
-
-def _is_hidden(path: Path) -> bool:
-    """Below a folder whose name starts with a dot: also what a write that was killed has left."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def pair_sources(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from latent_shift.core.config import Config
+from latent_shift.core.shapes import check_interval
 from latent_shift.data.config import ClipConfig
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -192,9 +193,7 @@ class PreviewConfig(_Finite):
 
     @model_validator(mode="after")
     def _check(self) -> PreviewConfig:
-        start, stop = self.guidance_interval
-        if not 0 <= start < stop <= 1:
-            raise ValueError(f"guidance_interval must be two shares, 0 <= start < stop <= 1, not {start:g}, {stop:g}")
+        check_interval("guidance_interval", self.guidance_interval)
         return self
 
 
