@@ -25,6 +25,7 @@ from latent_shift.training.sharding import full_tensors, load_optimizer_tensors,
 from .conftest import MakeRecipe
 
 SCRIPT = """
+import gc
 import sys
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,6 +48,8 @@ if mesh.get_rank() == 0:
     save_file(weights, f"{folder}/network2.safetensors")
     save_file({name: value.contiguous() for name, value in state.items()}, f"{folder}/optimizer2.safetensors")
 torch.distributed.barrier()
+del network, optimizer, mesh, weights, state  # whose groups Gloo would else end together with the interpreter
+gc.collect()
 torch.distributed.destroy_process_group()
 """
 
