@@ -37,6 +37,7 @@ def test_training_on_a_cpu_takes_it_and_a_gpu_does_not():
     assert inside.dtype == torch.bfloat16
     torch.testing.assert_close(inside, plain_attention(query, key, value), rtol=0, atol=0)
     assert isinstance(training_attention(torch.device("cuda")), contextlib.nullcontext)
+    assert isinstance(training_attention(torch.device("cpu"), compiled=True), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(

@@ -65,14 +65,14 @@ def attends_by_clip(network: nn.Module) -> bool:
     return all(isinstance(attention.processor, ClipAttnProcessor) for attention in layers)
 
 
-def training_attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The attention for training: on a CPU plain batched products, on a GPU what PyTorch picks.
+def training_attention(device: torch.device, compiled: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """The attention for training: on a CPU plain batched products, on a GPU and in compiled networks what PyTorch picks.
 
     On a CPU both of PyTorch's own ways are slow to train: the flash kernel's backward pass took 39 % of a small U-Net's
     step, and its "math" kernel takes up to four times as long as the same products in three calls. Where layers are
-    checkpointed, `backward` must be inside, too, and it does not compile.
+    checkpointed, `backward` must be inside, too. PyTorch's compiler cannot see through it.
     """
-    return _PlainAttention() if device.type == "cpu" else contextlib.nullcontext()
+    return _PlainAttention() if device.type == "cpu" and not compiled else contextlib.nullcontext()
 
 
 class _PlainAttention(TorchFunctionMode):

@@ -58,7 +58,8 @@ class DenoisingStage:
         if recipe.stage == "image":  # what mixes frames is not asked, nor what low-rank updates add to it
             for name in self.network.frame_mixing_keys:
                 self.network.get_parameter(name).requires_grad_(False)
-        self._forward = torch.compile(self.network) if recipe.compile else self.network
+        # Clips and stills, zeros and circles are few shapes, a graph each; one graph for all breaks PyTorch's compiler.
+        self._forward = torch.compile(self.network, dynamic=False) if recipe.compile else self.network
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]

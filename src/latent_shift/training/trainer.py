@@ -199,7 +199,7 @@ class _Run:
         total, found = torch.zeros((), device=device), []
         for number, part in enumerate(share.parts, start=1):
             waiting = accelerator.no_sync(self._losses) if number < len(share.parts) else contextlib.nullcontext()
-            with waiting, training_attention(device):
+            with waiting, training_attention(device, recipe.compile):
                 with autocast(device, recipe.precision):
                     losses: Tensor = self._losses(part.batch)
                 # The processes' gradients are averaged, so this makes the sum over the whole batch of all of them.
