@@ -66,7 +66,7 @@ def attends_by_clip(network: nn.Module) -> bool:
 
 
 def training_attention(device: torch.device, compiled: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """The attention for training: on a CPU plain batched products, on a GPU and in compiled networks what PyTorch picks.
+    """The attention for training: plain batched products on a CPU, what PyTorch picks on a GPU and where it compiles.
 
     On a CPU both of PyTorch's own ways are slow to train: the flash kernel's backward pass took 39 % of a small U-Net's
     step, and its "math" kernel takes up to four times as long as the same products in three calls. Where layers are

@@ -225,8 +225,8 @@ class Recipe(Config):
     export_dtype: Literal["fp16", "fp32"] = "fp16"
     """Image and video stage: of the networks of the model at the end; checkpoints are fp32, whatever this is."""
     compile: bool = False
-    """Whether the U-Net is compiled (`torch.compile`) before it is trained, once for each shape of a batch: minutes at the
-    start, for faster steps on a GPU."""
+    """Whether the U-Net is compiled (`torch.compile`) before it is trained, once for each shape of a batch: minutes at
+    the start, for faster steps on a GPU."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between checkpoints. When they are written changes nothing in the result."""
     keep_checkpoints: int = Field(2, ge=1)
