@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +51,57 @@ def test_the_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage": "image"}, "the image stage needs model.autoencoder and model.text_encoder, or model.init"),
-        ({"stage": "image", "model": {"autoencoder": "a"}}, "the image stage needs model.autoencoder and"),
-        ({"stage": "video"}, "the video stage needs model.init, a text-to-image model"),
-        ({"data": DATA | {"size": 32}}, "autoencoder_loss.crop, 64, is larger than data.size"),
+        (
+            {"stage": "image"},
+            "model.autoencoder must be given in the image stage, or model.init for all parts, got ''",
+        ),
+        (
+            {"stage": "image", "model": {"autoencoder": "a"}},
+            "model.text_encoder must be given in the image stage, or model.init for all parts, got ''",
+        ),
+        (
+            {"stage": "video"},
+            "model.init must be a text-to-image model, from which the video stage starts, got ''",
+        ),
+        ({"data": DATA | {"size": 32}}, "autoencoder_loss.crop must be at most data.size, 32, got 64"),
         (
             {"stage": "video", "model": {"init": "m"}, "data": DATA | {"num_frames": 1}},
-            "the video stage needs data.num_frames of 2 or more, not 1",
+            "data.num_frames must be 2 or more in the video stage, got 1",
         ),
         (
             {"stage": "video", "model": {"init": "m"}, "data": DATA | {"duration_s": 1e-6}},
-            "data.duration_s, 1e-06, makes no clips of 0.01 to 1000 frames a second",
+            "data.duration_s must give 16 frames a rate of 0.01 to 1000 a second, got 1e-06",
         ),
         (
             {"stage": "video", "model": {"init": "m"}, "preview": {"num_inference_steps": 2000}},
-            "preview.num_inference_steps, 2000, is over diffusion.num_train_timesteps, 1000",
+            "preview.num_inference_steps must be at most diffusion.num_train_timesteps, 1000, got 2000",
         ),
         (
             {"stage": "video", "model": {"init": "m"}, "preview": {"guidance_interval": [0.5, 0.5]}},
-            "guidance_interval must be two shares of the steps, 0 <= start < stop <= 1, got (0.5, 0.5)",
+            "preview.guidance_interval must be two shares of the steps, 0 <= start < stop <= 1, got (0.5, 0.5)",
+        ),
+        (
+            {"stage": "video", "model": {"init": "m"}, "diffusion": {"joint_images": True}},
+            "diffusion.image_share must be between 0 and 1 with joint_images, got 0.0",
+        ),
+        (
+            {"stage": "image", "model": {"init": "m"}, "distillation": {"steps": 2}},
+            "distillation.steps must be 0 but in the video stage, got 2",
         ),
         ({"data": DATA | {"duration_s": float("inf")}}, "data.duration_s must be valid"),
-        ({"autoencoder_loss": {"latent_noise": 0.4}}, "autoencoder_loss.latent_noise needs model.init, whose latents"),
-        ({"data": DATA | {"size": 100}}, "data.size, 100, is no multiple of 8, the autoencoder's factor"),
-        ({"data": {"source": "y"}}, "the autoencoder stage needs data.cache, a folder for decoded frames"),
-        ({"diffusion": {"zero_terminal_snr": True}}, "zero_terminal_snr needs prediction_type = 'v_prediction'"),
+        (
+            {"autoencoder_loss": {"latent_noise": 0.4}},
+            "autoencoder_loss.latent_noise must be 0 without model.init, whose latents are its unit, got 0.4",
+        ),
+        ({"data": DATA | {"size": 100}}, "data.size must be a positive multiple of 8, got 100"),
+        (
+            {"data": {"source": "y"}},
+            "data.cache must be a folder for decoded frames, which the autoencoder stage needs, got ''",
+        ),
+        (
+            {"diffusion": {"zero_terminal_snr": True}},
+            "diffusion.prediction_type must be v_prediction with zero_terminal_snr, got 'epsilon'",
+        ),
         ({"autoencoder_loss": {"crop": 20}}, "autoencoder_loss.crop must be valid (Input should be a multiple of 8)"),
         ({"stage": "sound"}, "stage must be valid (Input should be 'autoencoder', 'image' or 'video'), got 'sound'"),
         ({"steps": 0}, "steps must be valid (Input should be greater than or equal to 1), got 0"),
@@ -103,7 +130,7 @@ def test_the_defaults_are_the_papers() -> None:
 def test_what_does_not_fit_is_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_config(Recipe, {**MINIMAL, **changes})
-    assert message in str(caught.value)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
@@ -122,49 +149,60 @@ STUDENT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("stage", "changes", "message"),
+    ("stage", "changes", "key", "why"),
     [
-        ({}, {"image_batch_size": 3}, "image_batch_size changes nothing in the autoencoder stage; leave it out"),
-        ({}, {"compile": True}, "compile changes nothing in the autoencoder stage"),
-        ({}, {"lora": {"rank": 2}}, "lora changes nothing in the autoencoder stage"),
-        ({}, {"diffusion": {"caption_dropout": 0.2}}, "diffusion changes nothing in the autoencoder stage"),
-        ({}, {"model": {"video": "vdm"}}, "model.video changes nothing in the autoencoder stage"),
-        ({}, {"preview": {"prompts": ["a"]}}, "preview.prompts changes nothing in the autoencoder stage"),
+        ({}, {"image_batch_size": 3}, "image_batch_size", "in the autoencoder stage, got 3"),
+        ({}, {"compile": True}, "compile", "in the autoencoder stage, got True"),
+        ({}, {"lora": {"rank": 2}}, "lora.rank", "in the autoencoder stage, got 2"),
+        ({}, {"diffusion": {"caption_dropout": 0.2}}, "diffusion.caption_dropout", "in the autoencoder stage, got 0.2"),
+        ({}, {"model": {"video": "vdm"}}, "model.video", "in the autoencoder stage, got 'vdm'"),
+        ({}, {"preview": {"prompts": ["a"]}}, "preview.prompts", "in the autoencoder stage, got ('a',)"),
         (
             {},
             {"model": {"init": "a", "arguments": {"latent_channels": 4}}},
-            "model.arguments changes nothing with model",
+            "model.arguments",
+            "with model.init, whose network goes on learning, got {'latent_channels': 4}",
         ),
-        (IMAGE, {"image_batch_size": 3}, "image_batch_size changes nothing in the image stage"),
-        (IMAGE, {"diffusion": {"motion_weight": 2.0}}, "diffusion.motion_weight changes nothing in the image stage"),
-        (IMAGE, {"autoencoder_loss": {"crop": 8}}, "autoencoder_loss changes nothing in the image stage"),
-        (IMAGE, {"model": {"init": "m", "text_encoder": "t"}}, "model.text_encoder changes nothing with model.init"),
-        (IMAGE, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing with model.init"),
-        (VIDEO, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens changes nothing in the video stage"),
-        (VIDEO, {"distillation": {"teacher_steps": 2}}, "distillation.teacher_steps changes nothing without d"),
-        (VIDEO, {"image_batch_size": 3}, "image_batch_size changes nothing without diffusion.image_share"),
+        (IMAGE, {"image_batch_size": 3}, "image_batch_size", "in the image stage, got 3"),
+        (IMAGE, {"diffusion": {"motion_weight": 2.0}}, "diffusion.motion_weight", "in the image stage, got 2.0"),
+        (IMAGE, {"autoencoder_loss": {"crop": 8}}, "autoencoder_loss.crop", "in the image stage, got 8"),
+        (
+            IMAGE,
+            {"model": {"init": "m", "text_encoder": "t"}},
+            "model.text_encoder",
+            "with model.init, which has its own, got 't'",
+        ),
+        (IMAGE, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens", "with model.init, which has its own, "),
+        (VIDEO, {"model": {"init": "m", "max_tokens": 9}}, "model.max_tokens", "in the video stage, got 9"),
+        (
+            VIDEO,
+            {"distillation": {"teacher_steps": 2}},
+            "distillation.teacher_steps",
+            "without distillation.steps, got 2",
+        ),
+        (VIDEO, {"image_batch_size": 3}, "image_batch_size", "without diffusion.image_share, got 3"),
         (
             VIDEO | {"optimizer": {"lr_scheduler": "constant"}},
             {"optimizer": {"lr_scheduler": "constant", "decay_fraction": 0.9}},
-            "optimizer.decay_fraction changes nothing with a constant optimizer.lr_scheduler",
+            "optimizer.decay_fraction",
+            "with a constant optimizer.lr_scheduler, got 0.9",
         ),
         (
             {"model": {"init": "a"}},
             {"autoencoder_loss": {"kl_weight": 0.1}},
-            "autoencoder_loss.kl_weight changes nothing with model.init",
+            "autoencoder_loss.kl_weight",
+            "with model.init, whose encoder stays as it is, got 0.1",
         ),
-        (
-            IMAGE,
-            {"preview": {"noise_correlation": 0.5}},
-            "preview.noise_correlation changes nothing in the image stage",
-        ),
-        (VIDEO, {"lora": {"alpha": 2.0}}, "lora.alpha changes nothing without lora.rank"),
-        (STUDENT, {"diffusion": {"min_snr_gamma": 5.0}}, "diffusion.min_snr_gamma changes nothing in a distillation"),
+        (IMAGE, {"preview": {"noise_correlation": 0.5}}, "preview.noise_correlation", "in the image stage, got 0.5"),
+        (VIDEO, {"lora": {"alpha": 2.0}}, "lora.alpha", "without lora.rank, got 2.0"),
+        (STUDENT, {"diffusion": {"min_snr_gamma": 5.0}}, "diffusion.min_snr_gamma", "in a distillation, got 5.0"),
     ],
 )
-def test_what_a_stage_does_not_use_is_refused(stage: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_what_a_stage_does_not_use_is_refused(
+    stage: dict[str, Any], changes: dict[str, Any], key: str, why: str
+) -> None:
     tree = {**MINIMAL, **stage}
-    with pytest.raises(InputError, match=f"^recipe must be valid .{message}"):
+    with pytest.raises(InputError, match=f"^{key} must be left out: it changes nothing {re.escape(why)}"):
         parse_config(Recipe, {**tree, **changes})
     # A saved recipe names every field, with the defaults of those that its stage does not use.
     saved = parse_config(Recipe, tree).model_dump(mode="json")

@@ -242,8 +242,14 @@ def test_a_student_has_the_network_of_its_teacher(make_recipe: MakeRecipe, teach
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preview": {"num_inference_steps": 25, "guidance_scale": 1.0}}, "num_inference_steps = 2"),
-        ({"preview": {"num_inference_steps": 2, "guidance_scale": 4.0}}, "guidance_scale = 1"),
+        (
+            {"preview": {"num_inference_steps": 25, "guidance_scale": 1.0}},
+            "^preview.num_inference_steps must be 2: so a student of 2 steps is sampled, got 25$",
+        ),
+        (
+            {"preview": {"num_inference_steps": 2, "guidance_scale": 4.0}},
+            "^preview.guidance_scale must be 1: so a student of 2 steps is sampled, got 4.0$",
+        ),
     ],
 )
 @pytest.mark.parametrize("teacher", ["epsilon"], indirect=True)

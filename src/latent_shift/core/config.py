@@ -15,7 +15,10 @@ from .errors import InputError
 
 
 class Config(BaseModel):
-    """Base of every configuration class: frozen, and an unknown key is an error."""
+    """Base of every configuration class: frozen, and an unknown key is an error.
+
+    A check of several keys together raises an `InputError` that names one of them, from its own table on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
@@ -52,13 +55,12 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
         if first["type"] == "extra_forbidden":
             raise unknown_key(key, _known_keys(cls, first["loc"][:-1])) from error
         if first["type"] == "missing":
-            raise InputError(".".join((*filter(None, [key]), str(first["loc"][-1]))), None, "be given") from error
+            raise InputError(_below(key, str(first["loc"][-1])), None, "be given") from error
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):  # of a check of several keys together
+            raise InputError(_below(key, cause.argument), cause.value, cause.expected) from error
         message = first["msg"].removeprefix("Value error, ")
-        value = first["input"]
-        if not key:  # a check of several keys together
-            key = cls.__name__.lower()
-            value = {name: item for name, item in value.items() if not isinstance(item, dict)}
-        raise InputError(key, value, f"be valid ({message})") from error
+        raise InputError(key, first["input"], f"be valid ({message})") from error
 
 
 def describe_settings(cls: type[Config], table: str = "") -> Iterator[tuple[str, str]]:
@@ -103,6 +105,10 @@ def _dotted(tree: Any, place: Sequence[int | str]) -> str:
         parts.append(str(part))
         tree = tree[part]
     return ".".join(parts)
+
+
+def _below(table: str, key: str) -> str:
+    return f"{table}.{key}" if table else key
 
 
 def _has_index(tree: Any, index: int) -> bool:

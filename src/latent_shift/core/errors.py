@@ -31,7 +31,7 @@ class InputError(LatentShiftError, ValueError):
             expected: what would have been right, as it reads after "must".
         """
         super().__init__(f"{argument} must {expected}, got {value!r}")
-        self.argument = argument
+        self.argument, self.value, self.expected = argument, value, expected
 
 
 class MissingExtraError(LatentShiftError, ImportError):

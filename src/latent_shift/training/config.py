@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from latent_shift.core.config import Config
-from latent_shift.core.shapes import check_interval
+from latent_shift.core.errors import InputError
+from latent_shift.core.shapes import check_divisible, check_interval
 from latent_shift.data.config import ClipConfig
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -153,9 +154,9 @@ class DiffusionConfig(_Finite):
     @model_validator(mode="after")
     def _check(self) -> DiffusionConfig:
         if self.zero_terminal_snr and self.prediction_type != "v_prediction":
-            raise ValueError("zero_terminal_snr needs prediction_type = 'v_prediction'")
+            raise InputError("prediction_type", self.prediction_type, "be v_prediction with zero_terminal_snr")
         if self.joint_images and not 0 < self.image_share < 1:
-            raise ValueError(f"joint_images needs image_share between 0 and 1, not {self.image_share:g}")
+            raise InputError("image_share", self.image_share, "be between 0 and 1 with joint_images")
         return self
 
 
@@ -257,37 +258,50 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         self._check_stage()
-        for key, why in self.unused():
-            if _is_given(self, key):
-                raise ValueError(f"{key} changes nothing {why}; leave it out")
+        for table, why in self.unused():
+            for key, value in _given(self, table):
+                raise InputError(key, value, f"be left out: it changes nothing {why}")
         return self
 
     def _check_stage(self) -> None:
-        if self.stage == "autoencoder" and not self.data.cache:
-            raise ValueError("the autoencoder stage needs data.cache, a folder for decoded frames")
-        if self.stage == "autoencoder" and self.autoencoder_loss.crop > self.data.size:
-            raise ValueError(f"autoencoder_loss.crop, {self.autoencoder_loss.crop}, is larger than data.size")
-        if self.stage == "autoencoder" and self.autoencoder_loss.latent_noise and not self.model.init:
-            raise ValueError("autoencoder_loss.latent_noise needs model.init, whose latents are its unit")
-        if self.stage == "autoencoder" and self.data.size % 8:
-            raise ValueError(f"data.size, {self.data.size}, is no multiple of 8, the autoencoder's factor")
-        if self.stage == "image" and not (self.model.autoencoder and self.model.text_encoder) and not self.model.init:
-            raise ValueError("the image stage needs model.autoencoder and model.text_encoder, or model.init")
-        if self.stage == "video" and not self.model.init:
-            raise ValueError("the video stage needs model.init, a text-to-image model")
-        steps, most = self.preview.num_inference_steps, self.diffusion.num_train_timesteps
-        if steps is not None and steps > most:
-            raise ValueError(f"preview.num_inference_steps, {steps}, is over diffusion.num_train_timesteps, {most}")
-        length = self.data.duration_s
-        if self.stage == "video" and length != "whole" and not 0.01 <= self.data.num_frames / length <= 1000:
-            raise ValueError(f"data.duration_s, {length:g}, makes no clips of 0.01 to 1000 frames a second")
-        if self.stage == "video" and self.data.num_frames < 2:
-            raise ValueError(f"the video stage needs data.num_frames of 2 or more, not {self.data.num_frames}")
+        data, model, preview, most = self.data, self.model, self.preview, self.diffusion.num_train_timesteps
+        if self.stage == "autoencoder":
+            options = self.autoencoder_loss
+            if not data.cache:
+                raise InputError("data.cache", "", "be a folder for decoded frames, which the autoencoder stage needs")
+            if options.crop > data.size:
+                raise InputError("autoencoder_loss.crop", options.crop, f"be at most data.size, {data.size}")
+            if options.latent_noise and not model.init:
+                expected = "be 0 without model.init, whose latents are its unit"
+                raise InputError("autoencoder_loss.latent_noise", options.latent_noise, expected)
+            check_divisible("data.size", data.size, 8)  # the autoencoder's factor
+        if self.stage == "image" and not model.init:
+            for name in ("autoencoder", "text_encoder"):
+                if not getattr(model, name):
+                    raise InputError(f"model.{name}", "", "be given in the image stage, or model.init for all parts")
+        if self.stage == "video" and not model.init:
+            raise InputError("model.init", "", "be a text-to-image model, from which the video stage starts")
+        if preview.num_inference_steps is not None and preview.num_inference_steps > most:
+            expected = f"be at most diffusion.num_train_timesteps, {most}"
+            raise InputError("preview.num_inference_steps", preview.num_inference_steps, expected)
+        if self.stage == "video":
+            if data.duration_s != "whole" and not 0.01 <= data.num_frames / data.duration_s <= 1000:
+                expected = f"give {data.num_frames} frames a rate of 0.01 to 1000 a second"
+                raise InputError("data.duration_s", data.duration_s, expected)
+            if data.num_frames < 2:
+                raise InputError("data.num_frames", data.num_frames, "be 2 or more in the video stage")
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
         steps = self.distillation.steps
-        if steps and self.stage != "video":
-            raise ValueError("distillation.steps is for the video stage")
-        if steps and (self.preview.num_inference_steps, self.preview.guidance_scale) != (steps, 1):
-            raise ValueError(f"distillation needs preview.num_inference_steps = {steps} and preview.guidance_scale = 1")
+        if not steps:
+            return
+        if self.stage != "video":
+            raise InputError("distillation.steps", steps, "be 0 but in the video stage")
+        for name, wanted in (("num_inference_steps", steps), ("guidance_scale", 1)):
+            if getattr(self.preview, name) != wanted:
+                expected = f"be {wanted}: so a student of {steps} steps is sampled"
+                raise InputError(f"preview.{name}", getattr(self.preview, name), expected)
 
     def unused(self) -> Iterator[tuple[str, str]]:
         """What this run never looks at: dotted keys of fields or of whole tables, and for which runs that is so."""
@@ -329,12 +343,14 @@ _UNUSED: dict[str, tuple[str, ...]] = {
 }
 
 
-def _is_given(config: Config, key: str) -> bool:
-    """Whether a dotted key was set, to another value than its default: a saved recipe has all of those."""
+def _given(config: Config, key: str) -> Iterator[tuple[str, Any]]:
+    """What was set of a field or a table, to other values than the defaults, which a saved recipe has: keys, values."""
     name, _, rest = key.partition(".")
     if name not in config.model_fields_set:
-        return False
+        return
     value = getattr(config, name)
     if isinstance(value, Config):
-        return any(_is_given(value, inner) for inner in ((rest,) if rest else type(value).model_fields))
-    return bool(value != type(config).model_fields[name].get_default(call_default_factory=True))
+        for inner in (rest,) if rest else type(value).model_fields:
+            yield from ((f"{name}.{below}", given) for below, given in _given(value, inner))
+    elif value != type(config).model_fields[name].get_default(call_default_factory=True):
+        yield name, value
