@@ -99,6 +99,10 @@ def test_the_defaults_are_the_papers() -> None:
             "data.cache must be a folder for decoded frames, which the autoencoder stage needs, got ''",
         ),
         (
+            {"diffusion": {"beta_start": 0.02}},
+            "diffusion.beta_start must be at most beta_end, 0.012, got 0.02",
+        ),
+        (
             {"diffusion": {"zero_terminal_snr": True}},
             "diffusion.prediction_type must be v_prediction with zero_terminal_snr, got 'epsilon'",
         ),

@@ -129,6 +129,16 @@ def test_another_process_is_said_in_the_log(
     [
         ({"prediction_type": "sample"}, {}, "model.init must be trained with a prediction_type of epsilon, v_pred"),
         ({"beta_schedule": "sigmoid"}, {}, "model.init must be trained with a beta_schedule of scaled_linear, "),
+        (
+            {"beta_end": 0.002},
+            {"diffusion": {"beta_start": 0.01}},
+            "diffusion.beta_start must be at most beta_end, 0.002, got 0.01",
+        ),
+        (
+            {"num_train_timesteps": 5},
+            {"preview": {"num_inference_steps": 6}},
+            "preview.num_inference_steps must be at most diffusion.num_train_timesteps, 5, got 6",
+        ),
         ({"trained_betas": [0.1, 0.2]}, {}, "model.init must have a noise schedule with a name, not betas of its own"),
         (
             {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},

@@ -153,6 +153,8 @@ class DiffusionConfig(_Finite):
 
     @model_validator(mode="after")
     def _check(self) -> DiffusionConfig:
+        if self.beta_start > self.beta_end:
+            raise InputError("beta_start", self.beta_start, f"be at most beta_end, {self.beta_end:g}")
         if self.zero_terminal_snr and self.prediction_type != "v_prediction":
             raise InputError("prediction_type", self.prediction_type, "be v_prediction with zero_terminal_snr")
         if self.joint_images and not 0 < self.image_share < 1:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from diffusers import DDPMScheduler
 
+from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError
 from latent_shift.core.files import read_json_object
 from latent_shift.pipelines.loading import model_folder
@@ -47,12 +48,13 @@ def resolve_noise(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if inherited.get("zero_terminal_snr") and given.prediction_type != "v_prediction" and "prediction_type" in changed:
         expected = f"be v_prediction, or diffusion.zero_terminal_snr be given as false: {init} has zero terminal SNR"
         raise InputError("diffusion.prediction_type", given.prediction_type, expected)
-    resolved = DiffusionConfig.model_validate({**given.model_dump(), **inherited})
+    tree = {**recipe.model_dump(exclude_unset=True), "diffusion": {**given.model_dump(), **inherited}}
+    resolved = parse_config(Recipe, tree)
     notes = [
         f"diffusion.{name} = {getattr(given, name)!r} changes the noise process: {init} was trained with {own[name]!r}"
         for name in changed
     ]
-    return recipe.model_copy(update={"diffusion": resolved}), notes
+    return resolved, notes
 
 
 def _process_of(init: str) -> dict[str, Any]:
