@@ -65,9 +65,10 @@ class LineStage:
         self.seen.append(self.weights())
         return (self.network(x)[:, 0] - 2 * x[:, 0] - 1).square()
 
-    def preview(self, folder: Path) -> None:
+    def preview(self, folder: Path) -> list[str]:
         self.previewed[folder.name] = self.weights()
         folder.mkdir(parents=True, exist_ok=True)
+        return []
 
     def export(self, folder: Path) -> None:
         self.previewed["export"] = self.weights()

@@ -124,6 +124,14 @@ def test_labels_are_balanced_where_the_recipe_says_so(make_recipe: MakeRecipe) -
     assert len(by_record.batches._order) == 11
 
 
+def test_reconstructions_that_are_not_finite_are_told_of(
+    make_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loss of the one step is finite, and what its enormous rate leaves is not."""
+    train(make_recipe("autoencoder", steps=1, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "ema_decay": 0.0}))
+    assert "the preview of step 1 is not of finite numbers: 'reconstructions'" in caplog.messages
+
+
 def test_the_preview_shows_unseen_frames_above_their_reconstructions(
     make_recipe: MakeRecipe, squares: Path, tmp_path: Path
 ) -> None:

@@ -608,8 +608,37 @@ def test_every_option_of_the_preview_changes_it(make_stage: MakeStage, tmp_path:
     assert sheets[0] != sheets[1]
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_preview_that_is_not_finite_is_told_of_with_its_step_and_its_prompts(
+    make_recipe: MakeRecipe, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw = DenoisingStage._draw_previews
+
+    def overflow(self: DenoisingStage, indices: Any) -> Any:
+        clips = dict(draw(self, indices))
+        clips[1][0, 3, 4] = np.nan
+        clips[2][:] = np.nan
+        return list(clips.items())
+
+    monkeypatch.setattr(DenoisingStage, "_draw_previews", overflow)
+    recipe = make_recipe(kind, steps=2, preview={"prompts": ["a red square", "blue", "a, b"], "every": 2})
+    train(recipe)
+    assert "the preview of step 2 is not of finite numbers: 'blue', 'a, b'" in caplog.messages
+    assert (Path(recipe.output) / "previews/step_00000002/sheet.png").is_file()
+
+
+def test_a_network_that_is_not_finite_draws_previews_that_are_not(make_stage: MakeStage, tmp_path: Path) -> None:
+    stage = make_stage("image")
+    torch.nn.init.constant_(stage.network.conv_out.bias, float("nan"))
+    with torch.no_grad():
+        assert stage.preview(tmp_path) == ["a red square", "blue"]
+    torch.nn.init.zeros_(stage.network.conv_out.bias)
+    with torch.no_grad():
+        assert stage.preview(tmp_path) == []
+
+
 def test_without_prompts_there_is_no_preview(make_stage: MakeStage, tmp_path: Path) -> None:
-    make_stage("image", preview={"prompts": []}).preview(tmp_path / "preview")
+    assert make_stage("image", preview={"prompts": []}).preview(tmp_path / "preview") == []
     assert not (tmp_path / "preview").exists()
 
 

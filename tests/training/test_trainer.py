@@ -422,7 +422,7 @@ def test_an_error_of_a_worker_is_one_line(line_recipe: MakeRecipe, workers: int)
 
 def test_a_preview_that_a_kill_took_is_drawn_when_the_run_goes_on(line_recipe: MakeRecipe) -> None:
     class Killed(LineStage):
-        def preview(self, folder: Path) -> None:
+        def preview(self, folder: Path) -> list[str]:
             super().preview(folder)
             raise KeyboardInterrupt
 
@@ -576,8 +576,9 @@ def test_a_disk_that_is_full_elsewhere_is_one_line_too(line_recipe: MakeRecipe, 
                 limit(600 if name.startswith(wanted) else 10**6)
                 (folder / "picture.png").write_bytes(b"0" * 700)
 
-        def preview(self, folder: Path) -> None:
+        def preview(self, folder: Path) -> list[str]:
             self.write("previews", folder)
+            return []
 
         def export(self, folder: Path) -> None:
             self.write("model", folder)

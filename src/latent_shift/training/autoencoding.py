@@ -157,14 +157,19 @@ class AutoencoderStage:
         kl: Tensor = posterior.kl().float()
         return error.abs().mean(dim=(1, 2, 3)) + options.gradient_weight * gradients + options.kl_weight * kl
 
-    def preview(self, folder: Path) -> None:
-        """Unseen frames above their reconstructions, and the PSNR over all unseen frames."""
+    def preview(self, folder: Path) -> list[str]:
+        """Unseen frames above their reconstructions, and the PSNR over all unseen frames.
+
+        Returns:
+            "reconstructions" where some are not of finite numbers.
+        """
         if not self._accelerator.is_main_process:
-            return
-        originals, rebuilt, psnr = self._reconstruct()
+            return []
+        originals, rebuilt, psnr, finite = self._reconstruct()
         rows = [np.concatenate([a, b]) for a, b in zip(originals[:24], rebuilt[:24], strict=True)]
         write_video(folder / "reconstructions.png", contact_sheet(np.stack(rows), columns=8)[None], fps=1.0)
         write_json(folder / "psnr.json", {"unseen_frames": len(originals), "psnr_db": round(psnr, 2)})
+        return [] if finite else ["reconstructions"]
 
     def export(self, folder: Path) -> None:
         """The network, with the mean and standard deviation of its latents over the training frames."""
@@ -196,15 +201,17 @@ class AutoencoderStage:
         mean: Tensor = self.network.encode(_to_pictures(frames).to(self._accelerator.device)).latent_dist.mean
         return mean.float().cpu()
 
-    def _reconstruct(self) -> tuple[np.ndarray, np.ndarray, float]:
+    def _reconstruct(self) -> tuple[np.ndarray, np.ndarray, float, bool]:
+        """The unseen frames, what the network makes of them, their mean PSNR in dB, and whether all is finite."""
         originals = self._unseen.numpy()
-        rebuilt = []
+        rebuilt, finite = [], True
         for part in np.array_split(originals, max(1, len(originals) // 32)):
             pictures = self.network.decode(self._encode(part).to(self._accelerator.device)).sample
             rebuilt.append(_to_frames(pictures))
+            finite &= bool(pictures.isfinite().all())
         error = originals.astype(np.float64) - np.concatenate(rebuilt)
         per_frame = 10 * np.log10(255**2 / np.maximum(np.square(error).mean(axis=(1, 2, 3)), 1e-3))
-        return originals, np.concatenate(rebuilt), float(per_frame.mean())
+        return originals, np.concatenate(rebuilt), float(per_frame.mean()), finite
 
 
 def _unseen(groups: Sequence[str]) -> list[bool]:
@@ -231,6 +238,6 @@ def _to_pictures(frames: np.ndarray) -> Tensor:
 
 
 def _to_frames(pictures: Tensor) -> np.ndarray:
-    """The inverse of `_to_pictures`, rounded and clamped."""
-    scaled = ((pictures.float() + 1) * 127.5).round().clamp(0, 255)
+    """The inverse of `_to_pictures`, rounded and clamped; what is no number is black."""
+    scaled = ((pictures.float() + 1) * 127.5).round().nan_to_num().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

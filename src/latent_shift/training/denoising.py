@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -21,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from latent_shift.core.files import atomic_path
 from latent_shift.core.seeding import derive_seed
-from latent_shift.media import Frames, contact_sheet, to_uint8, write_video
+from latent_shift.media import contact_sheet, to_uint8, write_video
 from latent_shift.models import VideoUNet
 from latent_shift.pipelines import LatentShiftPipeline
 from latent_shift.pipelines.components import text_encoders
@@ -128,22 +129,26 @@ class DenoisingStage:
             text = blur_text(text, batch.text_noise.to(device))
         return text, None if added is None else {name: one.to(device) for name, one in added.items()}
 
-    def preview(self, folder: Path) -> None:
+    def preview(self, folder: Path) -> list[str]:
         """One clip (or image) for each prompt of the recipe, with fixed seeds, by the pipeline that users run.
 
         Each process draws its part of the prompts; where they are fewer, some are drawn twice and kept once.
+
+        Returns:
+            The prompts whose clips are not of finite numbers.
         """
         options, accelerator = self._recipe.preview, self._accelerator
         if not options.prompts:
-            return
+            return []
         count, processes = len(options.prompts), accelerator.num_processes
         rounds = math.ceil(count / processes)
         mine = [(accelerator.process_index + turn * processes) % count for turn in range(rounds)]
         with self._whole_network():
             drawn = dict(pair for pairs in gather_object([self._draw_previews(mine)]) for pair in pairs)
         if not accelerator.is_main_process:
-            return
-        frames = np.stack([drawn[index] for index in range(count)])
+            return []
+        clips = np.stack([drawn[index] for index in range(count)])
+        frames = to_uint8(np.nan_to_num(clips))  # the pipeline has clamped them: what is not finite is NaN
         if self._recipe.stage == "image":
             sheet = contact_sheet(frames[:, 0], columns=6)
         else:
@@ -151,6 +156,7 @@ class DenoisingStage:
             for index, clip in enumerate(frames):
                 write_video(folder / f"{index:02d}.webp", clip, self.pipeline.config.fps)
         write_video(folder / "sheet.png", sheet[None], fps=1.0)
+        return [prompt for prompt, clip in zip(options.prompts, clips, strict=True) if not np.isfinite(clip).all()]
 
     def export(self, folder: Path) -> None:
         """The pipeline with the trained U-Net; LoRA is merged into it, and written to `lora/` beside it."""
@@ -190,7 +196,7 @@ class DenoisingStage:
         finally:
             self.pipeline.register_modules(unet=self.network)
 
-    def _draw_previews(self, indices: Sequence[int]) -> list[tuple[int, Frames]]:
+    def _draw_previews(self, indices: Sequence[int]) -> list[tuple[int, npt.NDArray[np.float32]]]:
         options, recipe = self._recipe.preview, self._recipe
         seeds = [derive_seed(recipe.seed, "preview", index) for index in indices]
         self.pipeline.unet.eval()
@@ -205,7 +211,7 @@ class DenoisingStage:
                 output_type="np",
             )
         self.pipeline.unet.train()
-        return list(zip(indices, to_uint8(output.frames), strict=True))
+        return list(zip(indices, output.frames, strict=True))
 
 
 def noise_schedule(options: DiffusionConfig) -> DDPMScheduler:

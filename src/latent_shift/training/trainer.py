@@ -65,8 +65,12 @@ class Stage(Protocol):
     def loss(self, batch: Any) -> Tensor:
         """The loss of each row of a batch, `(rows,)`."""
 
-    def preview(self, folder: Path) -> None:
-        """Writes samples of the network as it is, by the code that users run. Called by every process."""
+    def preview(self, folder: Path) -> list[str]:
+        """Writes samples of the network as it is, by the code that users run. Called by every process.
+
+        Returns:
+            In the main process the names of those that are not of finite numbers, which as bytes are black.
+        """
 
     def export(self, folder: Path) -> None:
         """Writes the finished model. Called by every process."""
@@ -174,7 +178,10 @@ class _Run:
         with self._averaged_weights(), clear_write_errors(str(place), "the last checkpoint stays"):
             if self._accelerator.is_main_process:
                 shutil.rmtree(drawing.parent, ignore_errors=True)  # of a run that was killed while it drew
-            self._stage.preview(drawing)
+            broken = self._stage.preview(drawing)
+            if broken:
+                names = ", ".join(map(repr, broken))
+                logger.warning("the preview of step %d is not of finite numbers: %s", step, names)
             if self._accelerator.is_main_process and drawing.exists():
                 shutil.rmtree(place, ignore_errors=True)
                 drawing.rename(place)
