@@ -18,6 +18,7 @@ from latent_shift.training.denoising import DenoisingStage
 from latent_shift.training.noise import resolve_noise
 from latent_shift.training.run import _denoising
 from latent_shift.training.shares import Group
+from latent_shift.training.sources import TrainingData
 
 MakeTree = Callable[..., dict[str, Any]]
 MakeRecipe = Callable[..., Recipe]
@@ -77,7 +78,7 @@ class LineStage:
 
 def make_stage_of(recipe: Recipe) -> DenoisingStage:
     """The image or video stage of a recipe, at its start."""
-    return _denoising(resolve_noise(recipe)[0], Accelerator(cpu=True))
+    return _denoising(resolve_noise(recipe)[0], Accelerator(cpu=True), TrainingData(recipe))
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.media import read_video
 from latent_shift.training import train
 from latent_shift.training.autoencoding import AutoencoderStage, _unseen
+from latent_shift.training.sources import TrainingData
 
 from .conftest import MakeRecipe
 
 
 def make(recipe: Any) -> AutoencoderStage:
-    return AutoencoderStage(recipe, Accelerator(cpu=True))
+    return AutoencoderStage(recipe, Accelerator(cpu=True), TrainingData(recipe))
 
 
 def all_frames(squares: Path) -> np.ndarray:

@@ -18,7 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
-from latent_shift.training import Recipe, run, train
+from latent_shift.data.sources import open_source
+from latent_shift.training import Recipe, run, sources, train
 from latent_shift.training.networks import weights_digest
 from latent_shift.training.report import read_log
 from latent_shift.training.trainer import TrainingInterrupted
@@ -211,6 +212,23 @@ def test_a_run_goes_on_with_its_records_wherever_they_are_and_with_no_others(
             message = refused(make_recipe("image", steps=asked, data=elsewhere))
             assert message == f"{expected}, got {elsewhere['source']!r}"
     assert (Path(moved.output) / "recipe.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "image"])
+def test_a_run_opens_its_records_once_also_where_it_goes_on(
+    make_recipe: MakeRecipe, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def count(spec: str, argument: str) -> Any:
+        opened.append(spec)
+        return open_source(spec, argument)
+
+    monkeypatch.setattr(sources, "open_source", count)
+    for steps in (1, 2):
+        recipe = make_recipe(stage, steps=steps)
+        train(recipe)
+        assert opened == [recipe.data.source] * steps
 
 
 def test_clips_of_a_cache_are_not_those_that_come(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from pipelines.pretrained import SIZE, make_pipeline
 
 from latent_shift.core.errors import InputError
@@ -16,10 +15,8 @@ from latent_shift.pipelines.convert import convert_model
 from latent_shift.training import train
 from latent_shift.training.encoding import open_clip_cache
 from latent_shift.training.estimate import estimate_run
-from latent_shift.training.noise import resolve_noise
-from latent_shift.training.run import _denoising
 
-from .conftest import MakeRecipe
+from .conftest import MakeRecipe, make_stage_of
 
 LIVE = {"data": {"cache": "", "size": SIZE}}
 
@@ -51,7 +48,7 @@ def test_a_dropped_caption_is_what_sampling_has_for_no_negative_prompt(
     sdxl: str, zeros: bool, make_recipe: MakeRecipe
 ) -> None:
     recipe = make_recipe("video", model={"init": sdxl, "arguments": {}}, **LIVE)
-    stage = _denoising(resolve_noise(recipe)[0], Accelerator(cpu=True))
+    stage = make_stage_of(recipe)
     pipeline = stage.pipeline
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     batch = stage.batches.draw(0)

@@ -21,6 +21,7 @@ from latent_shift.training.checkpoint import latest_checkpoint
 from latent_shift.training.report import read_log
 from latent_shift.training.run import _check_launch, _make_stage
 from latent_shift.training.sharding import full_tensors, load_optimizer_tensors, load_tensors, optimizer_tensors
+from latent_shift.training.sources import TrainingData
 
 from .conftest import MakeRecipe
 
@@ -228,5 +229,6 @@ def test_copies_and_fsdp2_are_taken(kind: DistributedType, monkeypatch: pytest.M
 def test_an_autoencoder_is_not_sharded(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    recipe = make_recipe("autoencoder")
     with pytest.raises(InputError, match=r"^stage must be image or video where the network is sharded \(FSDP\), got"):
-        _make_stage(make_recipe("autoencoder"), accelerator)
+        _make_stage(recipe, accelerator, TrainingData(recipe))

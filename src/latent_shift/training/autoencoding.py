@@ -25,7 +25,7 @@ from latent_shift.models import PatchAutoencoderKL
 from .config import Recipe
 from .networks import load_autoencoder, make_network
 from .shares import Group
-from .sources import balance_groups, check_balance, clip_fingerprint, data_digest, open_records, read_clip_once
+from .sources import TrainingData, balance_groups, check_balance, clip_fingerprint, read_clip_once
 
 _UNSEEN_SHARE = 0.02
 """Share of the groups (of labels, say) that this stage keeps out to measure on."""
@@ -114,11 +114,11 @@ class CropBatches:
 class AutoencoderStage:
     """Reconstruction of random crops of single frames: L1, L1 of image gradients, KL."""
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> None:
         """Reads the frames, makes the network and starts its linear code from the frames' principal components."""
-        records = open_records(recipe.data.source, recipe.stage)
+        records = data.records
         check_balance(records, recipe.data.balance_by)
-        self.data_digest = data_digest(records, recipe.data.balance_by)
+        self.data_digest = data.digest
         groups = balance_groups(records, recipe.data.balance_by)
         two = "have at least two different labels or records"
         meant_to_see = np.logical_not(_unseen(groups))

@@ -38,13 +38,15 @@ from .lora import add_lora, load_lora, save_lora
 from .networks import DTYPES, UNETS, autocast
 from .report import FirstAlone
 from .sharding import full_tensors
-from .sources import check_balance, data_digest, open_records
+from .sources import TrainingData, check_balance
 
 
 class DenoisingStage:
     """Denoising of latents. The image stage sees single frames without the shift, the video stage clips with it."""
 
-    def __init__(self, recipe: Recipe, pipeline: LatentShiftPipeline, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: Recipe, pipeline: LatentShiftPipeline, accelerator: Accelerator, data: TrainingData
+    ) -> None:
         """Encodes the data with the frozen parts of `pipeline`, whose U-Net this stage trains."""
         self._recipe, self._accelerator, self.pipeline = recipe, accelerator, pipeline
         self.network: VideoUNet = pipeline.unet.to(device=accelerator.device, dtype=torch.float32)
@@ -65,9 +67,9 @@ class DenoisingStage:
         mean, std = latent_statistics(pipeline.vae, accelerator.device)
         self._mean, self._std = mean[:, :, None], std[:, :, None]
         self._cut_captions = FirstAlone("further captions that are cut are not told of")
-        source = open_records(recipe.data.source, recipe.stage)
+        source = data.records
         check_balance(source, recipe.data.balance_by)
-        self.data_digest = data_digest(source, recipe.data.balance_by)
+        self.data_digest = data.digest
         samples: Samples
         if recipe.data.cache:
             cache = open_clip_cache(pipeline, source, recipe.data, recipe.seed)

@@ -24,6 +24,7 @@ from .batches import Batch
 from .config import Recipe
 from .denoising import DenoisingStage, weigh_motion
 from .networks import DTYPES
+from .sources import TrainingData
 
 Latents = Float[Tensor, "rows channels frames height width"]
 Times = Int[Tensor, " rows"]
@@ -37,6 +38,7 @@ class DistillationStage(DenoisingStage):
         recipe: Recipe,
         pipeline: LatentShiftPipeline,
         accelerator: Accelerator,
+        data: TrainingData,
         guidance_scale: float,
         motion_guidance: float,
         guidance_interval: Sequence[float],
@@ -45,7 +47,7 @@ class DistillationStage(DenoisingStage):
         teacher = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()
         self._teacher = teacher.to(device=accelerator.device, dtype=DTYPES[recipe.precision])
         self._guidance = guidance_scale, motion_guidance, guidance_interval
-        super().__init__(recipe, pipeline, accelerator)
+        super().__init__(recipe, pipeline, accelerator, data)
         schedule, options = self._noise_schedule, recipe.distillation
         kept = torch.cat([schedule.alphas_cumprod, torch.ones(1)]).to(accelerator.device)
         self._alphas, self._sigmas = kept.sqrt(), (1 - kept).sqrt()  # index -1, after the last step, is no noise

@@ -35,7 +35,7 @@ from .denoising import DenoisingStage, noise_schedule
 from .distillation import DistillationStage
 from .networks import UNETS, load_autoencoder, make_network, weights_digest
 from .noise import resolve_noise
-from .sources import data_digest, open_records
+from .sources import TrainingData
 from .trainer import Progress, Stage, kept_settings, run_stage
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         logger.warning(note)
     output = Path(recipe.output)
     with _claimed(output, recipe):
+        data = TrainingData(recipe)
+        _refuse_other_run(output, recipe, data)
         if _is_complete(output, recipe):
             logger.info("%s is complete", output)
             return output / "model"
@@ -76,7 +78,7 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
         write_json(output / "recipe.json", facts)  # when all processes are here, and have read the one before
         logger.info("processes: %d, on %s", accelerator.num_processes, accelerator.device)
         with accelerator.local_main_process_first():  # the first encodes the data, the others then find the cache
-            stage = _make_stage(recipe, accelerator)
+            stage = _make_stage(recipe, accelerator, data)
         run_stage(stage, recipe, progress, accelerator)
         if recipe.trackers:
             accelerator.end_training()
@@ -120,20 +122,19 @@ def _check_launch(accelerator: Accelerator) -> None:
         raise InputError("accelerate launch", kind.value, "use --multi_gpu, or --use_fsdp --fsdp_version 2")
 
 
-def _make_stage(recipe: Recipe, accelerator: Accelerator) -> Stage:
+def _make_stage(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> Stage:
     if recipe.stage == "autoencoder":
         if accelerator.distributed_type == DistributedType.FSDP:  # it is small, and computes outside its loss, too
             raise InputError("stage", recipe.stage, "be image or video where the network is sharded (FSDP)")
-        return AutoencoderStage(recipe, accelerator)
-    return _denoising(recipe, accelerator)
+        return AutoencoderStage(recipe, accelerator, data)
+    return _denoising(recipe, accelerator, data)
 
 
 @contextlib.contextmanager
 def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
-    """Keeps other runs out of the run's folder; refuses one that holds steps of a run with other settings.
+    """Keeps other runs out of the run's folder.
 
-    More or fewer steps may be asked for later: the learning rate then decays towards the new end. A new run that fails
-    before it has logged a step or kept a checkpoint leaves nothing behind.
+    A new run that fails before it has logged a step or kept a checkpoint leaves nothing behind.
     """
     first, is_new = os.environ.get("RANK", "0") == "0", not output.exists()
     lock = FileLock(output / ".lock", timeout=0)
@@ -147,7 +148,6 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
             expected = f"be in a folder that can be written ({getattr(error, 'strerror', error)})"
             raise InputError("output", recipe.output, expected) from error
     try:
-        _refuse_other_run(output, recipe)
         yield
     except BaseException:
         log = output / "log.jsonl"
@@ -165,7 +165,11 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
                     output.rmdir()  # where nothing is in it
 
 
-def _refuse_other_run(output: Path, recipe: Recipe) -> None:
+def _refuse_other_run(output: Path, recipe: Recipe, data: TrainingData) -> None:
+    """Refuses a folder that holds steps of a run with other settings, weights or data.
+
+    More or fewer steps may be asked for later: the learning rate then decays towards the new end.
+    """
     place, resolved = output / "recipe.json", recipe.model_dump(mode="json")
     state = checkpoint_state(output / "checkpoints")
     if state is None and not (output / "done.json").exists():
@@ -198,11 +202,9 @@ def _refuse_other_run(output: Path, recipe: Recipe) -> None:
         sources = ", ".join(filter(None, (recipe.model.init, recipe.model.autoencoder, recipe.model.text_encoder)))
         expected = "hold the weights and configurations that the run began from, or output be a new folder"
         raise InputError("model", sources, expected)
-    if "data" in state:
-        records = open_records(recipe.data.source, recipe.stage)
-        if data_digest(records, recipe.data.balance_by) != state["data"]:
-            expected = "hold the records and captions that the run began with, or output be a new folder"
-            raise InputError("data.source", recipe.data.source, expected)
+    if "data" in state and data.digest != state["data"]:
+        expected = "hold the records and captions that the run began with, or output be a new folder"
+        raise InputError("data.source", recipe.data.source, expected)
 
 
 def _is_complete(output: Path, recipe: Recipe) -> bool:
@@ -241,7 +243,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
+def _denoising(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> DenoisingStage:
     unet_class = UNETS[recipe.model.video]
     torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
     scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
@@ -313,8 +315,8 @@ def _denoising(recipe: Recipe, accelerator: Accelerator) -> DenoisingStage:
     if accelerator.device.type == "cpu" and recipe.precision == "bf16" and not sharded:
         lay_out_for_cpu(pipeline.unet, torch.bfloat16)
     if recipe.distillation.steps:
-        return DistillationStage(recipe, pipeline, accelerator, *guidance)
-    return DenoisingStage(recipe, pipeline, accelerator)
+        return DistillationStage(recipe, pipeline, accelerator, data, *guidance)
+    return DenoisingStage(recipe, pipeline, accelerator, data)
 
 
 def _own_boundary(recipe: Recipe, given: str | None) -> dict[str, str | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from latent_shift.core.errors import DataError, InputError
@@ -16,7 +17,7 @@ from latent_shift.data.records import CaptionedVideo, CaptionedVideoFolder, open
 from latent_shift.data.sources import STILL_SUFFIXES, Selection, Source, open_source
 from latent_shift.media import Frames
 
-from .config import DataConfig
+from .config import DataConfig, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,25 @@ def open_records(spec: str, stage: str) -> Selection:
     return selection
 
 
+class TrainingData:
+    """The records of a run: opened when they are first asked for, and once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Opens nothing yet."""
+        self._recipe = recipe
+
+    @functools.cached_property
+    def records(self) -> Selection:
+        """Those that the stage may see; raises as `open_records` does."""
+        return open_records(self._recipe.data.source, self._recipe.stage)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides which record comes when: a run goes on with the same alone, wherever they are."""
+        by = self._recipe.data.balance_by
+        return records_digest(self.records, lambda record: (str(record.metadata.get(by)), is_still(record)))
+
+
 def _log_dropped(source: Source) -> None:
     reasons = Counter(entry.reason for entry in source.dropped)
     if reasons:
@@ -65,11 +85,6 @@ def check_balance(records: Iterable[CaptionedVideo], key: str) -> None:
 def balance_groups(records: Iterable[CaptionedVideo], key: str) -> list[str]:
     """What should come equally often: records with the same value of `key` together, each of the others alone."""
     return [str(record.metadata.get(key, record.index)) for record in records]
-
-
-def data_digest(records: Sequence[CaptionedVideo], balance_by: str) -> str:
-    """Of all that decides which record comes when: a run goes on with the same alone, wherever they are."""
-    return records_digest(records, lambda record: (str(record.metadata.get(balance_by)), is_still(record)))
 
 
 def is_still(record: CaptionedVideo) -> bool:
