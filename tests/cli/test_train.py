@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,57 @@ def test_ctrl_c_ends_with_130_one_line_and_a_checkpoint(
 )
 def test_a_bad_setting_is_one_line(refused: Refused, recipe: Path, setting: str, message: str) -> None:
     assert refused("train", recipe, "--set", setting).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("data.size=24", "data.size must be a positive multiple of 16, got 24"),
+        (
+            "data.size=1000000000",
+            "data.size must be valid (Input should be less than or equal to 16383), got 1000000000",
+        ),
+        ("model.arguments.block_out_channels=[8,24]", "model.arguments must give a network that the weights of "),
+        (
+            "model.autoencoder=..",
+            "model.autoencoder must be the folder of a trained autoencoder (config.json), got '..'",
+        ),
+        ("model.init=..", "model.init must be one of emoji or a folder with a model_index.json, got '..'"),
+        ("device=tpu", "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
+        ("output=../tiny.toml/run", "output must be in a folder that can be written ("),
+        ("output=../begun seed=5", "output must be a new folder: it holds a run with seed = 0, not 5, got "),
+    ],
+)
+def test_a_dry_run_refuses_in_the_words_of_the_run(
+    refused: Refused,
+    make_tree: Callable[..., dict[str, Any]],
+    road: Path,
+    recipe: Path,
+    tmp_path: Path,
+    settings: str,
+    message: str,
+) -> None:
+    shutil.copytree(road / "video", tmp_path / "begun")
+    model = {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}}
+    recipe.write_text(toml(make_tree("video", Path("run"), model=model)), encoding="utf-8")
+    changes = [part for setting in settings.split() for part in ("--set", setting)]
+    dry = refused("train", recipe, "--dry-run", *changes)
+    assert dry.startswith(message)
+    assert refused("train", recipe, *changes) == dry
+
+
+def test_a_dry_run_of_a_run_that_goes_on_passes_and_changes_nothing(
+    run: Run, make_tree: Callable[..., dict[str, Any]], road: Path, recipe: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(road / "video", tmp_path / "begun")
+    model = {"init": str(road / "image/model"), "arguments": {"noise_correlation": 0.5}}
+    recipe.write_text(toml(make_tree("video", tmp_path / "begun", model=model)), encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for steps in (4, 9):
+        result = run("train", recipe, "--dry-run", "--set", f"steps={steps}")
+        assert (result.code, result.err) == (0, "")
+        assert json.loads(result.out)["estimate"]["parameters"] > 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_dry_run_refuses_an_argument_that_the_network_does_not_have(refused: Refused) -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
 import pytest
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.files import atomic_path, sha256_file, write_json
+from latent_shift.core.files import atomic_path, check_can_write, sha256_file, write_json
 
 
 class Interrupted(BaseException):
@@ -30,6 +31,29 @@ def test_a_file_appears_whole_and_with_the_suffix_of_its_name(tmp_path: Path) ->
         temporary.write_text("whole")
     assert target.read_text() == "whole"
     assert names(target.parent) == ["clip.mp4"]
+
+
+def test_whether_a_folder_can_be_written_is_told_without_making_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = names(tmp_path)
+    for good in (tmp_path, tmp_path / "new/deep/er"):
+        check_can_write("output", str(good))
+    for bad, reason in (
+        ("file", f"{tmp_path / 'file'} is no folder"),
+        ("file/new", f"{tmp_path / 'file'} is no folder"),
+        ("link", f"{tmp_path / 'link'} is no folder"),
+        ("n" * 300, "File name too long"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_can_write("output", str(tmp_path / bad))
+        assert str(caught.value).startswith(f"output must be in a folder that can be written ({reason}), got ")
+    monkeypatch.setattr(os, "access", lambda place, _mode: Path(place) != tmp_path)
+    with pytest.raises(InputError, match=re.escape(f"({tmp_path} may not be written)")):
+        check_can_write("output", str(tmp_path / "new"))
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Interrupted])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -95,6 +96,22 @@ def test_frozen_parts_and_a_total_are_counted(make_recipe: MakeRecipe, road: Pat
     assert teacher.frozen_gib is not None
     assert plain.frozen_gib is not None
     assert teacher.frozen_gib - plain.frozen_gib == pytest.approx(4 * plain.parameters / 2**30, abs=2e-3)
+
+
+def test_latents_are_as_large_as_the_autoencoder_makes_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    AutoencoderKL(block_out_channels=[8, 8], norm_num_groups=4, **blocks).save_pretrained(tmp_path / "half")
+    of_eighths = estimate_run(make_recipe("video", data={"size": 32}))
+    of_halves = estimate_run(make_recipe("video", data={"size": 8}, model={"autoencoder": str(tmp_path / "half")}))
+    assert of_halves.step_tflop == of_eighths.step_tflop
+    with pytest.raises(InputError, match="^data.size must be a positive multiple of 16, got 24$"):
+        estimate_run(make_recipe("video", data={"size": 24}))
+
+
+def test_a_step_that_no_memory_holds_is_one_line(make_recipe: MakeRecipe) -> None:
+    expected = r"^data.size must be smaller: with batch_size 1000000000000 no memory could hold a step, got 16368$"
+    with pytest.raises(InputError, match=expected):
+        estimate_run(make_recipe("video", data={"size": 16368}, batch_size=10**12))
 
 
 def test_captions_are_as_long_as_those_of_the_model(make_recipe: MakeRecipe, road: Path, tmp_path: Path) -> None:

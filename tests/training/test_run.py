@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -16,11 +17,13 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from latent_shift import LatentShiftPipeline
+from latent_shift import LatentShiftPipeline, PatchAutoencoderKL
 from latent_shift.core.errors import DataError, InputError, MissingExtraError
 from latent_shift.data.sources import open_source
 from latent_shift.training import Recipe, run, sources, train
+from latent_shift.training.assembly import load_text_encoder
 from latent_shift.training.networks import weights_digest
+from latent_shift.training.noise import resolve_noise
 from latent_shift.training.report import read_log
 from latent_shift.training.trainer import TrainingInterrupted
 
@@ -37,6 +40,17 @@ def refused(recipe: Recipe) -> str:
     assert Path(recipe.output).exists() == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def refused_at_once(recipe: Recipe) -> str:
+    """The message of a recipe that a dry run, which reads no data, refuses as the run does."""
+    message, parent = refused(recipe), Path(recipe.output).parent
+    before = sorted(parent.rglob("*")) if parent.is_dir() else []
+    with pytest.raises((InputError, DataError)) as caught:
+        run.check_run(resolve_noise(recipe)[0])
+    assert str(caught.value) == message
+    assert (sorted(parent.rglob("*")) if parent.is_dir() else []) == before
+    return message
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -122,7 +136,7 @@ def test_the_folder_of_another_recipe_is_refused(make_recipe: MakeRecipe, change
     train(recipe)
     before = snapshot(Path(recipe.output))
     saved = (Path(recipe.output) / "recipe.json").read_bytes()
-    message = refused(make_recipe("autoencoder", **changes))
+    message = refused_at_once(make_recipe("autoencoder", **changes))
     assert message.startswith(f"output must be a new folder: it holds a run with {key}")
     assert message.endswith(f", got {recipe.output!r}")
     assert snapshot(Path(recipe.output)) == before
@@ -321,7 +335,7 @@ def test_a_run_goes_on_from_its_own_weights_alone(
     save_file({key: value + 0.5 for key, value in before.items()}, weights, {"format": "pt"})
     expected = "model must hold the weights and configurations that the run began from, or output be a new folder, got "
     for steps in (1, 2):
-        assert refused(make_recipe(stage, steps=steps, model=model)).startswith(expected)
+        assert refused_at_once(make_recipe(stage, steps=steps, model=model)).startswith(expected)
     save_file(before, weights, {"format": "pt"})
     assert train(make_recipe(stage, steps=2, model=model)).is_dir()
 
@@ -359,7 +373,7 @@ def test_a_checkpoint_that_knows_weights_alone_goes_on(make_recipe: MakeRecipe, 
 
 def test_a_vdm_model_is_no_shift_model(make_recipe: MakeRecipe) -> None:
     init = train(make_recipe("video", "vdm", steps=1, model={"video": "vdm"}))
-    message = refused(make_recipe("video", model={"init": str(init)}))
+    message = refused_at_once(make_recipe("video", model={"init": str(init)}))
     assert message.startswith(f"model.video must be vdm, as {init} is (or: latent-shift convert {init} OUT --to shift)")
 
 
@@ -370,7 +384,7 @@ def test_a_text_encoder_without_a_pooling_layer_is_loaded(road: Path, tmp_path: 
     saved = CLIPTextModel(config)
     saved.save_pretrained(tmp_path / "text_encoder")
     shutil.copytree(road / "image/model/tokenizer", tmp_path / "tokenizer")
-    loaded = run.load_text_encoder(tmp_path)["text_encoder"]
+    loaded = load_text_encoder(tmp_path)["text_encoder"]
     assert loaded.state_dict().keys() == saved.state_dict().keys()
     assert all(torch.equal(value, saved.state_dict()[key]) for key, value in loaded.state_dict().items())
 
@@ -452,7 +466,40 @@ def test_the_resolved_recipe_is_kept_with_the_run(road: Path) -> None:
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(
     make_recipe: MakeRecipe, stage: str, changes: dict[str, Any], message: str
 ) -> None:
-    assert message in refused(make_recipe(stage, **changes))
+    recipe = make_recipe(stage, **changes)
+    assert message in (refused if message == NOWHERE else refused_at_once)(recipe)
+
+
+def test_an_autoencoder_is_no_text_to_image_model_and_a_text_encoder_no_autoencoder(
+    make_recipe: MakeRecipe, road: Path, tiny_text: Path
+) -> None:
+    autoencoder = str(road / "autoencoder/model")
+    message = refused_at_once(make_recipe("image", model={"autoencoder": str(tiny_text)}))
+    assert message.startswith("model.autoencoder must be the folder of a trained autoencoder (config.json), got ")
+    message = refused_at_once(make_recipe("video", model={"init": autoencoder}))
+    assert message.startswith("model.init must be one of emoji or a folder with a model_index.json, got ")
+    message = refused_at_once(make_recipe("autoencoder", model={"init": str(road / "image/model")}))
+    assert message.startswith("model.init must be the folder of a trained autoencoder (config.json), got ")
+
+
+def test_an_autoencoder_with_other_latents_does_not_fit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    PatchAutoencoderKL(latent_channels=6).save_pretrained(tmp_path / "six")
+    for stage in ("image", "video"):
+        message = refused_at_once(make_recipe(stage, model={"autoencoder": str(tmp_path / "six")}))
+        assert message == "model.arguments.in_channels must be 6, as the loaded parts have it, got 4"
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "image", "video"])
+def test_what_can_be_trained_is_not_refused_and_a_dry_run_makes_nothing(make_recipe: MakeRecipe, stage: str) -> None:
+    recipe = make_recipe(stage, steps=1)
+    resolved = resolve_noise(recipe)[0]
+    run.check_run(resolved)
+    assert not Path(recipe.output).exists()
+    output = train(recipe).parent
+    before = snapshot(output)
+    run.check_run(resolved)  # complete
+    run.check_run(resolved.model_copy(update={"steps": 2}))
+    assert snapshot(output) == before
 
 
 @pytest.mark.parametrize(
@@ -462,7 +509,7 @@ def test_a_unet_that_does_not_fit_the_loaded_parts_is_named(
     make_recipe: MakeRecipe, key: str, value: int, expected: int
 ) -> None:
     arguments = {**make_recipe("image").model.arguments, key: value}
-    message = refused(make_recipe("image", model={"arguments": arguments}))
+    message = refused_at_once(make_recipe("image", model={"arguments": arguments}))
     assert message == f"model.arguments.{key} must be {expected}, as the loaded parts have it, got {value}"
 
 
@@ -487,7 +534,7 @@ def test_data_with_an_unknown_heldout_list_are_refused(
 
 def test_an_output_that_cannot_be_written_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = refused(make_recipe("autoencoder", "file/run"))
+    message = refused_at_once(make_recipe("autoencoder", "file/run"))
     assert message.startswith("output must be in a folder that can be written (")
 
 
@@ -511,7 +558,7 @@ def test_a_damaged_part_is_named(
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"\x00garbage" * 40}[damage])
     model = {"autoencoder": str(tmp_path / "autoencoder"), "text_encoder": str(tmp_path / "text")}
-    assert path.parts[len(tmp_path.parts)] in refused(make_recipe("image", model=model))
+    assert path.parts[len(tmp_path.parts)] in refused_at_once(make_recipe("image", model=model))
 
 
 def test_a_later_failure_keeps_the_folder_of_a_run(make_recipe: MakeRecipe, squares: Path, tmp_path: Path) -> None:
@@ -557,11 +604,15 @@ def test_a_tracker_that_is_not_installed_is_named(make_recipe: MakeRecipe, monke
     expected = r"^wandb is not installed; run: pip install 'latent-shift\[wandb\]'$"
     with pytest.raises(MissingExtraError, match=expected):
         train(make_recipe("autoencoder", trackers=["wandb"]))
+    with pytest.raises(MissingExtraError, match=expected):
+        run.check_run(make_recipe("autoencoder", trackers=["wandb"]))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(MissingExtraError, match=r"^bitsandbytes is not installed; .*latent-shift\[adam8bit\]"):
-        train(make_recipe("autoencoder", optimizer={"name": "adamw8bit"}))
+    for what in (train, run.check_run):
+        with pytest.raises(MissingExtraError, match=r"^bitsandbytes is not installed; .*latent-shift\[adam8bit\]"):
+            what(make_recipe("autoencoder", optimizer={"name": "adamw8bit"}))
 
 
 def test_a_null_byte_is_in_no_folders_name(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("video").model_copy(update={"output": "a\0b"})
-    assert refused(recipe).startswith("output must be in a folder that can be written (embedded null byte), got 'a")
+    expected = r"^output must be in a folder that can be written \([^()]*embedded null [^()]*\), got 'a"
+    assert re.match(expected, refused_at_once(recipe))

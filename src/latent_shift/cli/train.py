@@ -91,24 +91,32 @@ def train(
 def _dry_run(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe, where it leaves its model's noise process, its data, and what a run needs.
 
-    Of data or a model that cannot be opened here, why.
+    Of data that cannot be opened here, or parts of the model that are not here, why. What else a run would refuse
+    before its first step is raised.
     """
     from latent_shift.core.errors import InputError, LatentShiftError
     from latent_shift.training.estimate import estimate_run
     from latent_shift.training.noise import resolve_noise
+    from latent_shift.training.run import absent_parts, check_run
     from latent_shift.training.sources import check_balance, is_still, open_records
 
     from ._quiet import quiet_libraries
 
     quiet_libraries()
     notes: list[str] = []
+    absent = absent_parts(recipe)
     data: dict[str, Any] | str
     estimate: dict[str, Any] | str
     try:
         recipe, notes = resolve_noise(recipe)
+        check_run(recipe)
+    except InputError as error:
+        if error.argument not in absent:
+            raise
+    try:
         estimate = dataclasses.asdict(estimate_run(recipe))
-    except LatentShiftError as error:
-        if isinstance(error, InputError) and error.argument == "key":  # one that the network does not have
+    except InputError as error:
+        if error.argument not in (*absent, "stage"):  # the autoencoder's has no estimate
             raise
         estimate = f"not known: {error}"
     try:

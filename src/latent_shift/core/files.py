@@ -60,6 +60,30 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         shutil.rmtree(holder, ignore_errors=True)
 
 
+def check_can_write(argument: str, folder: str) -> None:
+    """Raises `InputError` where a folder can neither be written nor, if it is not there, be made; makes nothing."""
+    problem, path = "", Path(folder).absolute()
+    try:
+        place = next(place for place in (path, *path.parents) if _is_there(place))
+        if not place.is_dir():
+            problem = f"{place} is no folder"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            problem = f"{place} may not be written"
+    except (OSError, ValueError) as error:  # no name of a folder: too long, or with a null byte
+        problem = getattr(error, "strerror", str(error))
+    if problem:
+        raise InputError(argument, folder, f"be in a folder that can be written ({problem})")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is, also as a link to nothing; unlike `exists`, raises where such a name can never be."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def holds_process(folder: Path) -> bool:
     """Whether it is the current folder or one above it, which no new one should replace."""
     return Path.cwd().is_relative_to(os.path.realpath(folder))

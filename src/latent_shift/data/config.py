@@ -16,8 +16,9 @@ class ClipConfig(Config):
     """Frames of a clip, evenly spaced. Of 1, any moment of the video is drawn."""
     duration_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["whole"] = 2.0
     """Length of the window, seconds; or the whole video, whatever its length."""
-    size: Annotated[int, Field(ge=1)] = 256
-    """Height and width in pixels: the picture is scaled to fill the square, and what sticks out is cropped evenly."""
+    size: Annotated[int, Field(ge=1, le=16_383)] = 256
+    """Height and width in pixels, at most those of a WebP file: the picture is scaled to fill the square, and what
+    sticks out is cropped evenly."""
     short: Literal["drop", "whole"] = "drop"
     """A video shorter than the window is bad, or gives the frames of its whole length, which then seem faster."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1

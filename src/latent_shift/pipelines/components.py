@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,8 @@ _LIBRARIES = {
     "latent_diffusion": "diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion",
 }
 """What `model_index.json` may name, and the module that has its classes."""
+DeviceMap = Literal["meta"] | None
+"""Where networks are loaded or made, as in diffusers and transformers: in memory, or without any."""
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -101,6 +103,12 @@ def text_encoders(parts: Iterable[str]) -> list[str]:
     return [name for name in ("text_encoder", "text_encoder_2") if name in parts]
 
 
+def scale_factor(config: Mapping[str, Any]) -> int:
+    """F of Sec. 3.1, pixels a latent pixel in each direction, of an autoencoder with this config."""
+    # AutoencoderKL halves the size between its levels; PatchAutoencoderKL's two levels are 1/4 and 1/8.
+    return 2 ** (len(config["block_out_channels"]) - 1) if "down_block_types" in config else 8
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """What `model_index.json` of a pipeline folder holds.
 
@@ -147,7 +155,11 @@ def index_entry(part_class: type) -> list[str]:
 
 
 def load_component(
-    loaded_class: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None
+    loaded_class: Any,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    device_map: DeviceMap = None,
 ) -> Any:
     """A part of a pipeline from its folder: network, scheduler or tokenizer. Networks are strict: every key must fit.
 
@@ -156,6 +168,7 @@ def load_component(
         folder: where it was saved.
         dtype: of a network; fp32 where None.
         variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
+        device_map: "meta" for a network without memory: its files are checked, and what they hold is not kept.
 
     Raises:
         InputError: a key is missing, unexpected or has another shape, or a setting is not known (`check_settings`).
@@ -173,6 +186,7 @@ def load_component(
             local_files_only=True,
             use_safetensors=True,
             variant=variant,
+            device_map=device_map,
             **_text_encoder_options(loaded_class),
         )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -16,7 +16,15 @@ from latent_shift.core.errors import InputError
 from latent_shift.core.files import atomic_path, write_json
 from latent_shift.models import LatentShiftUNet
 
-from .components import check_replaceable, component_class, index_entry, load_component, read_index, resolve_folder
+from .components import (
+    DeviceMap,
+    check_replaceable,
+    component_class,
+    index_entry,
+    load_component,
+    read_index,
+    resolve_folder,
+)
 
 _LOADING_FACTS = {"_name_or_path", "is_local", "local_files_only"}
 """What libraries write about the place that a part was loaded from."""
@@ -73,6 +81,7 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
         torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
         dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
         variant: str | None = None,
+        device_map: DeviceMap = None,
         **kwargs: Any,
     ) -> P:
         """Loads a folder, or a hub model where there is a network; see `load_pipeline` for names.
@@ -84,6 +93,7 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             torch_dtype: of the networks, all or by name: `{"default": ..., "unet": ...}`; fp32 where None.
             dtype: as `torch_dtype`; the newer name.
             variant: as in diffusers: the weights are in files named `*.VARIANT.safetensors`.
+            device_map: "meta" for networks without memory, to see whether a folder is whole.
             **kwargs: parts and settings, by their names in `LatentShiftPipeline`, instead of the folder's; and those of
                 the hub: revision, token, cache_dir, local_files_only, force_download. `use_safetensors` and
                 `low_cpu_mem_usage` may be True, which they are without being said.
@@ -99,8 +109,8 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
         for name in ("use_safetensors", "low_cpu_mem_usage"):
             if kwargs.pop(name, None) not in (None, True):
                 raise InputError(name, False, "be True, or left out")
-        if kwargs.pop("device_map", None) is not None:
-            raise InputError("device_map", "given", "be left out: move the pipeline with `to`, or offload it")
+        if device_map not in (None, "meta"):
+            raise InputError("device_map", device_map, "be left out: move the pipeline with `to`, or offload it")
         given = {name: kwargs.pop(name) for name in (*cls.parts, *cls.settings()) if name in kwargs}
         folder = resolve_folder(pretrained_model_name_or_path, cls.parts, variant, **kwargs)
         index = read_index(folder)
@@ -112,5 +122,5 @@ class FolderPipeline(DiffusionPipeline):  # type: ignore[misc]
             part_type = types.get(name, types.get("default")) if isinstance(types, Mapping) else types
             part_class = component_class(folder, name)
             part_class = LatentShiftUNet if part_class is UNet2DConditionModel else part_class
-            given[name] = load_component(part_class, folder / name, part_type, variant)
+            given[name] = load_component(part_class, folder / name, part_type, variant, device_map)
         return cls(**{**settings, **given})

@@ -25,6 +25,7 @@ from latent_shift.media import to_uint8
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.ops import Boundary
 
+from .components import scale_factor
 from .folder import FolderPipeline
 from .guidance import guide
 from .inputs import (
@@ -171,9 +172,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
     @property
     def vae_scale_factor(self) -> int:
         """F of Sec. 3.1: pixels a latent pixel, in each direction."""
-        widths = self.vae.config.block_out_channels
-        # AutoencoderKL halves the size between its levels; PatchAutoencoderKL's two levels are 1/4 and 1/8.
-        return 2 ** (len(widths) - 1) if hasattr(self.vae.config, "down_block_types") else 8
+        return scale_factor(self.vae.config)
 
     @property
     def max_prompt_tokens(self) -> int:

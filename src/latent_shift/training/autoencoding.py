@@ -21,6 +21,7 @@ from latent_shift.data.order import SampleOrder
 from latent_shift.data.records import CaptionedVideo
 from latent_shift.media import contact_sheet, write_video
 from latent_shift.models import PatchAutoencoderKL
+from latent_shift.pipelines.components import DeviceMap
 
 from .config import Recipe
 from .networks import load_autoencoder, make_network
@@ -125,7 +126,7 @@ class AutoencoderStage:
         if not meant_to_see.any():
             raise InputError("data.source", recipe.data.source, two)
         self._recipe, self._accelerator = recipe, accelerator
-        self.network = self._make_network(recipe).to(accelerator.device)
+        self.network = make_autoencoder(recipe).to(accelerator.device)
         cache = _pixel_cache(recipe, records)
         lengths = np.diff(cache.frame_offsets)
         readable = np.flatnonzero(lengths)
@@ -185,18 +186,6 @@ class AutoencoderStage:
             self.network.save_pretrained(temporary)
             write_json(temporary / "psnr.json", {"unseen_frames": len(self._unseen), "psnr_db": self._reconstruct()[2]})
 
-    def _make_network(self, recipe: Recipe) -> PatchAutoencoderKL:
-        if not recipe.model.init:
-            for key in ("in_channels", "out_channels"):
-                if recipe.model.arguments.get(key, 3) != 3:
-                    raise InputError(f"model.arguments.{key}", recipe.model.arguments[key], "be 3: pictures are RGB")
-            torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
-            return make_network(PatchAutoencoderKL, recipe.model.arguments)  # type: ignore[no-any-return]
-        network: PatchAutoencoderKL = load_autoencoder(Path(recipe.model.init), "model.init", (PatchAutoencoderKL,))
-        for part in (network.encoder, network.linear_encoder):
-            part.requires_grad_(False)
-        return network
-
     def _encode(self, frames: np.ndarray) -> Tensor:
         mean: Tensor = self.network.encode(_to_pictures(frames).to(self._accelerator.device)).latent_dist.mean
         return mean.float().cpu()
@@ -212,6 +201,31 @@ class AutoencoderStage:
         error = originals.astype(np.float64) - np.concatenate(rebuilt)
         per_frame = 10 * np.log10(255**2 / np.maximum(np.square(error).mean(axis=(1, 2, 3)), 1e-3))
         return originals, np.concatenate(rebuilt), float(per_frame.mean()), finite
+
+
+def make_autoencoder(recipe: Recipe, device_map: DeviceMap = None) -> PatchAutoencoderKL:
+    """The network at the start of a run: a new one, or that of `model.init`, whose encoder stays as it is.
+
+    Args:
+        recipe: of the autoencoder stage.
+        device_map: "meta" for a network without memory.
+
+    Raises:
+        InputError: there is no `model.init`, or no network can be made with `model.arguments`.
+        DataError: `model.init` is damaged.
+    """
+    if not recipe.model.init:
+        for key in ("in_channels", "out_channels"):
+            if recipe.model.arguments.get(key, 3) != 3:
+                raise InputError(f"model.arguments.{key}", recipe.model.arguments[key], "be 3: pictures are RGB")
+        torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
+        made: PatchAutoencoderKL = make_network(PatchAutoencoderKL, recipe.model.arguments, device_map=device_map)
+        return made
+    kinds = (PatchAutoencoderKL,)
+    network: PatchAutoencoderKL = load_autoencoder(Path(recipe.model.init), "model.init", kinds, device_map)
+    for part in (network.encoder, network.linear_encoder):
+        part.requires_grad_(False)
+    return network
 
 
 def _unseen(groups: Sequence[str]) -> list[bool]:

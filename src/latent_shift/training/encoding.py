@@ -50,6 +50,13 @@ def encode_captions(pipeline: LatentShiftPipeline, captions: Sequence[str]) -> l
     return [row[: int(mask.nonzero()[0].max()) + 1] for row, mask in zip(rows, kept, strict=True)]
 
 
+def check_cacheable(pipeline: LatentShiftPipeline, data: DataConfig) -> None:
+    """Raises `InputError` where the model is SDXL, whose text has a pooled part that caches do not hold."""
+    if len(text_encoders(pipeline.components)) > 1:
+        expected = "be empty where the model is SDXL: it is trained on videos as they come"
+        raise InputError("data.cache", data.cache, expected)
+
+
 def open_clip_cache(
     pipeline: LatentShiftPipeline,
     records: Sequence[CaptionedVideo],
@@ -73,10 +80,7 @@ def open_clip_cache(
         InputError: the model is SDXL, whose text has a pooled part that caches do not hold.
         DataError: more of the records are bad than `data.max_bad_share`, or the cache is damaged.
     """
-    if len(text_encoders(pipeline.components)) > 1:
-        raise InputError(
-            "data.cache", data.cache, "be empty where the model is SDXL: it is trained on videos as they come"
-        )
+    check_cacheable(pipeline, data)
     return open_or_build_cache(
         Path(data.cache),
         records,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.core.files import read_json_object
+from latent_shift.core.shapes import check_divisible
 from latent_shift.models import TemporalAttention
 from latent_shift.ops.rates import matrix_rate
-from latent_shift.pipelines.components import read_index, text_encoders
+from latent_shift.pipelines.components import read_index, scale_factor, text_encoders
 from latent_shift.pipelines.loading import model_folder, resolve_device
 
 from .config import Recipe
@@ -29,7 +32,8 @@ from .lora import add_lora
 from .networks import DTYPES, UNETS, make_network
 
 _GIB = 2**30
-_AUTOENCODER_FACTOR = 8
+_USUAL_FACTOR = 8
+"""Of an autoencoder that is not there yet."""
 _CLIP_TOKENS = 77
 """Of models that leave the length of captions to their tokenizer, which is CLIP's."""
 _COMPUTED_AGAIN = (ResnetBlock2D, BasicTransformerBlock, TemporalAttention)
@@ -76,7 +80,8 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     """Counts what one of `processes` needs for the largest step of an image or a video run.
 
     Raises:
-        InputError: a model that the recipe names is not there, or its stage is the autoencoder's.
+        InputError: a model that the recipe names is not there, its network does not take `data.size`, or no memory
+            could hold a step; or the stage is the autoencoder's.
         DataError: a file of such a model is damaged.
     """
     if recipe.stage == "autoencoder":
@@ -85,20 +90,21 @@ def estimate_run(recipe: Recipe, processes: int = 1) -> Estimate:
     config = None
     if recipe.model.init:
         config = read_json_object(Path(model_folder(recipe.model.init, "model.init")) / "unet" / "config.json")
-    with torch.device("meta"):
-        unet = make_network(UNETS[recipe.model.video], recipe.model.arguments, config)
+    unet = make_network(UNETS[recipe.model.video], recipe.model.arguments, config, "meta")
     if recipe.lora.rank:
         add_lora(unet, recipe.lora)
         unet.to("meta")
+    check_divisible("data.size", recipe.data.size, _factor(recipe) * 2**unet.num_upsamplers)
     total = sum(parameter.numel() for parameter in unet.parameters())
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     unet.to(dtype).train()
     frames = recipe.data.num_frames if recipe.stage == "video" else 1
-    activations, step_flop = _count(unet, recipe, recipe.batch_size // processes, frames)
-    if recipe.stage == "video" and recipe.diffusion.image_share:
-        of_stills, flop = _count(unet, recipe, recipe.image_batch_size // processes, 1)
-        activations = max(activations, of_stills)
-        step_flop = step_flop + flop if recipe.diffusion.joint_images else max(step_flop, flop)
+    with _overflow_named(recipe):
+        activations, step_flop = _count(unet, recipe, recipe.batch_size // processes, frames)
+        if recipe.stage == "video" and recipe.diffusion.image_share:
+            of_stills, flop = _count(unet, recipe, recipe.image_batch_size // processes, 1)
+            activations = max(activations, of_stills)
+            step_flop = step_flop + flop if recipe.diffusion.joint_images else max(step_flop, flop)
     rate = matrix_rate(device, dtype)
     copies = 0 if recipe.precision == "fp32" else dtype.itemsize * total
     weights, gradients = 4 * (total + trained) + copies, 4 * trained
@@ -126,10 +132,9 @@ def _frozen_parameters(recipe: Recipe) -> int | None:
     model = recipe.model
     init = Path(model_folder(model.init, "model.init")) if model.init else None
     text = Path(model.text_encoder) if init is None else init
-    autoencoder = Path(model.autoencoder) if model.autoencoder or init is None else init / "vae"
     count = 0
     encoders = text_encoders(read_index(text)) if init is not None else ["text_encoder"]
-    for folder in (autoencoder, *(text / name for name in encoders)):
+    for folder in (_autoencoder_folder(recipe), *(text / name for name in encoders)):
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             return None
@@ -140,6 +145,17 @@ def _frozen_parameters(recipe: Recipe) -> int | None:
             except (OSError, SafetensorError) as error:
                 raise DataError(f"{file} is damaged ({error})") from error
     return count
+
+
+def _autoencoder_folder(recipe: Recipe) -> Path:
+    model = recipe.model
+    named = model.autoencoder or not model.init
+    return Path(model.autoencoder) if named else Path(model_folder(model.init, "model.init")) / "vae"
+
+
+def _factor(recipe: Recipe) -> int:
+    config = _autoencoder_folder(recipe) / "config.json"
+    return scale_factor(read_json_object(config)) if config.is_file() else _USUAL_FACTOR
 
 
 class _Kept:
@@ -198,7 +214,7 @@ def _largest_part(unet: nn.Module, recipe: Recipe, rows: int, frames: int) -> in
 
 def _run(unet: nn.Module, recipe: Recipe, rows: int, frames: int, kept: _Kept) -> tuple[int, float]:
     config: Any = unet.config
-    side = recipe.data.size // _AUTOENCODER_FACTOR
+    side = recipe.data.size // _factor(recipe)
     dtype = next(unet.parameters()).dtype
     sample = torch.zeros(rows, config.in_channels, frames, side, side, dtype=dtype, device="meta")
     text = torch.zeros(rows, _tokens(recipe), config.cross_attention_dim, dtype=dtype, device="meta")
@@ -214,6 +230,18 @@ def _run(unet: nn.Module, recipe: Recipe, rows: int, frames: int, kept: _Kept) -
         size = kept.size
         prediction.sum().backward()  # type: ignore[no-untyped-call]
     return size, float(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def _overflow_named(recipe: Recipe) -> Iterator[None]:
+    """PyTorch counts the bytes of a tensor in 64 bits, also of one without memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        expected = f"be smaller: with batch_size {recipe.batch_size} no memory could hold a step"
+        raise InputError("data.size", recipe.data.size, expected) from error
 
 
 def _tokens(recipe: Recipe) -> int:

@@ -16,7 +16,7 @@ from latent_shift.core.files import read_json_object
 from latent_shift.data.identity import file_key
 from latent_shift.data.sources import files_below
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
-from latent_shift.pipelines.components import load_component, read_index
+from latent_shift.pipelines.components import DeviceMap, load_component, read_index
 from latent_shift.pipelines.loading import model_folder
 
 from .config import ModelConfig
@@ -70,13 +70,16 @@ def _files_of_parts(folder: Path, source: str) -> Iterator[Path]:
             yield from part.iterdir()
 
 
-def load_autoencoder(folder: Path, argument: str, kinds: tuple[Any, ...] = AUTOENCODERS) -> Any:
+def load_autoencoder(
+    folder: Path, argument: str, kinds: tuple[Any, ...] = AUTOENCODERS, device_map: DeviceMap = None
+) -> Any:
     """A trained autoencoder.
 
     Args:
         folder: where a run of the autoencoder stage, or a pipeline, has it.
         argument: what the recipe calls it, for messages.
         kinds: the classes that it may have.
+        device_map: "meta" for a network without memory.
 
     Raises:
         InputError: there is none, or it has another class.
@@ -88,16 +91,22 @@ def load_autoencoder(folder: Path, argument: str, kinds: tuple[Any, ...] = AUTOE
     name = read_json_object(folder / "config.json").get("_class_name")
     if name not in names:
         raise InputError(argument, str(folder), f"hold a network of the class {' or '.join(names)}, not {name}")
-    return load_component(names[name], folder)
+    return load_component(names[name], folder, device_map=device_map)
 
 
-def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Any:
+def make_network(
+    network: Any,
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    device_map: DeviceMap = None,
+) -> Any:
     """The network with these arguments, on top of those of `config`.
 
     Args:
         network: `PatchAutoencoderKL`, `LatentShiftUNet` or `LatentVDMUNet`.
         arguments: the recipe's `model.arguments`.
         config: of the network to start from; what the new one does not have is passed over.
+        device_map: "meta" for a network without memory.
 
     Raises:
         InputError: an argument is unknown (with the nearest known one), or no network can be made with them.
@@ -107,10 +116,11 @@ def make_network(network: Any, arguments: Mapping[str, Any], config: Mapping[str
         if key not in known:
             raise unknown_key(f"model.arguments.{key}", known)
     try:
-        if config is None:
-            return network(**arguments)
-        kept = {key: value for key, value in config.items() if key in (*known, "_use_default_values")}
-        return network.from_config({**kept, **arguments})
+        with torch.device(device_map or "cpu"):
+            if config is None:
+                return network(**arguments)
+            kept = {key: value for key, value in config.items() if key in (*known, "_use_default_values")}
+            return network.from_config({**kept, **arguments})
     except InputError:
         raise
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:

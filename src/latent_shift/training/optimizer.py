@@ -16,6 +16,21 @@ from .config import OptimizerConfig
 _CLASSES: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
+def optimizer_class(options: OptimizerConfig) -> Any:
+    """The class that the recipe names.
+
+    Raises:
+        MissingExtraError: `adamw8bit`, and bitsandbytes is not installed.
+    """
+    if options.name != "adamw8bit":
+        return _CLASSES[options.name]
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "adam8bit") from error
+    return AdamW8bit
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser that the recipe names, at the peak learning rate.
 
@@ -27,14 +42,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig)
         "betas": options.betas,
         "weight_decay": options.weight_decay,
     }
-    if options.name == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise MissingExtraError("bitsandbytes", "adam8bit") from error
-        eight_bits: torch.optim.Optimizer = AdamW8bit(list(parameters), **arguments)
-        return eight_bits
-    optimizer: torch.optim.Optimizer = _CLASSES[options.name](list(parameters), **arguments, fused=True)
+    if options.name != "adamw8bit":
+        arguments["fused"] = True
+    optimizer: torch.optim.Optimizer = optimizer_class(options)(list(parameters), **arguments)
     return optimizer
 
 

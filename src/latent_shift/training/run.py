@@ -20,21 +20,20 @@ from pydantic import ValidationError
 
 from latent_shift import __version__
 from latent_shift.core.errors import InputError, MissingExtraError
-from latent_shift.core.files import read_json_object, write_json
-from latent_shift.core.seeding import derive_seed
+from latent_shift.core.files import check_can_write, read_json_object, write_json
 from latent_shift.models.layers import lay_out_for_cpu
-from latent_shift.pipelines import LatentShiftPipeline, LatentShiftXLPipeline, make_scheduler
-from latent_shift.pipelines.components import damaged_files_named, text_encoders, without_pooling
-from latent_shift.pipelines.inputs import check_size
-from latent_shift.pipelines.loading import model_folder, pipeline_class_of, resolve_device
+from latent_shift.pipelines.components import text_encoders
+from latent_shift.pipelines.loading import MODELS, resolve_device
 
-from .autoencoding import AutoencoderStage
+from .assembly import assemble
+from .autoencoding import AutoencoderStage, make_autoencoder
 from .checkpoint import checkpoint_state, has_checkpoints
 from .config import Recipe
-from .denoising import DenoisingStage, noise_schedule
+from .denoising import DenoisingStage
 from .distillation import DistillationStage
-from .networks import UNETS, load_autoencoder, make_network, weights_digest
+from .networks import weights_digest
 from .noise import resolve_noise
+from .optimizer import optimizer_class
 from .sources import TrainingData
 from .trainer import Progress, Stage, kept_settings, run_stage
 
@@ -85,6 +84,36 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Path:
     return output / "model"
 
 
+def check_run(recipe: Recipe) -> None:
+    """Refuses what `train` refuses before it reads data, by the same code; reads no weights, and writes nothing.
+
+    Args:
+        recipe: with its noise process resolved.
+
+    Raises:
+        InputError: as `train` does, but for a folder that another run is using now.
+        DataError: a file of a model, or every checkpoint of the run, is damaged.
+        MissingExtraError: a tracker or the optimiser is not installed.
+    """
+    output = Path(recipe.output)
+    check_can_write("output", recipe.output)
+    _refuse_other_run(output, recipe, TrainingData(recipe))
+    if _is_complete(output, recipe):
+        return
+    _check_machine(recipe)
+    optimizer_class(recipe.optimizer)
+    if recipe.stage == "autoencoder":
+        make_autoencoder(recipe, "meta")
+    else:
+        assemble(recipe, "meta")
+
+
+def absent_parts(recipe: Recipe) -> list[str]:
+    """The settings that name folders which are not on this machine: of an earlier stage, say, that has yet to run."""
+    places = {f"model.{name}": getattr(recipe.model, name) for name in ("init", "autoencoder", "text_encoder")}
+    return [key for key, place in places.items() if place and place not in MODELS and not os.path.exists(place)]
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """The processes and the device of a run; alone without `accelerate launch` or `torchrun`.
 
@@ -94,12 +123,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         InputError: the recipe's device is not there, or the launch asks for another way to share than copies or FSDP2.
         MissingExtraError: a tracker is not installed.
     """
-    device = resolve_device(recipe.device)
+    device = _check_machine(recipe)
     if device.index is not None:
         torch.cuda.set_device(device)
-    for tracker in recipe.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise MissingExtraError(tracker, tracker)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
@@ -112,6 +138,15 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     own = {"wandb": {"dir": recipe.output, "name": Path(recipe.output).name}}
     accelerator.init_trackers("latent-shift", config=settings, init_kwargs=own)
     return accelerator
+
+
+def _check_machine(recipe: Recipe) -> torch.device:
+    """The device of a run; raises where it or a tracker is not there."""
+    device = resolve_device(recipe.device)
+    for tracker in recipe.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingExtraError(tracker, tracker)
+    return device
 
 
 def _check_launch(accelerator: Accelerator) -> None:
@@ -139,14 +174,14 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
     first, is_new = os.environ.get("RANK", "0") == "0", not output.exists()
     lock = FileLock(output / ".lock", timeout=0)
     if first:
+        check_can_write("output", recipe.output)
         try:
             output.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise InputError("output", recipe.output, "be a folder that no other run is using now") from error
-        except (OSError, ValueError) as error:
-            expected = f"be in a folder that can be written ({getattr(error, 'strerror', error)})"
-            raise InputError("output", recipe.output, expected) from error
+        except OSError as error:
+            raise InputError("output", recipe.output, f"be a folder that can be written ({error.strerror})") from error
     try:
         yield
     except BaseException:
@@ -244,70 +279,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _denoising(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> DenoisingStage:
-    unet_class = UNETS[recipe.model.video]
-    torch.manual_seed(derive_seed(recipe.seed, "initial weights"))
-    scheduler = make_scheduler("dpm++", noise_schedule(recipe.diffusion).config)
-    noise_correlation, guidance = recipe.preview.noise_correlation, (1.0, 1.0, (0.0, 1.0))
-    seam_frames = recipe.preview.seam_frames
-    if recipe.model.init:
-        folder = model_folder(recipe.model.init, "model.init")
-        base = pipeline_class_of(folder).from_pretrained(folder, torch_dtype=torch.float32)
-        if recipe.distillation.steps and isinstance(base, LatentShiftXLPipeline):
-            raise InputError("distillation.steps", recipe.distillation.steps, "be 0 where model.init is SDXL")
-        arguments = _own_boundary(recipe, base.unet.config.get("default_boundary")) | recipe.model.arguments
-        if recipe.model.video == "shift" and getattr(base.unet, "frame_mixing_keys", None):
-            init = recipe.model.init
-            expected = f"be vdm, as {init} is (or: latent-shift convert {init} OUT --to shift)"
-            raise InputError("model.video", recipe.model.video, expected)
-        unet = make_network(unet_class, arguments, base.unet.config)
-        try:
-            unet.load_image_state_dict(base.unet.state_dict())
-        except InputError as error:
-            expected = f"give a network that the weights of {recipe.model.init} fit ({error})"
-            raise InputError("model.arguments", recipe.model.arguments, expected) from error
-        if recipe.distillation.steps:
-            _check_teacher(recipe, base.unet.config)
-        if recipe.stage == "video" and recipe.lora.rank and unet.frame_mixing_keys - base.unet.state_dict().keys():
-            expected = f"be 0 where {recipe.model.init} lacks the temporal layers of model.video: LoRA adds none"
-            raise InputError("lora.rank", recipe.lora.rank, expected)
-        parts: dict[str, Any] = {**base.components, "unet": unet}
-        if recipe.model.autoencoder:
-            parts["vae"] = load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder")
-        kept = [name for name in ("mask_padding", "force_zeros_for_empty_prompt", "fps") if name in base.config]
-        pipeline_class, own = type(base), {name: base.config[name] for name in kept}
-        max_tokens = base.max_prompt_tokens
-        if recipe.distillation.steps:
-            scheduler = make_scheduler("ddim-trailing", base.scheduler.config)
-            noise_correlation = base.noise_correlation if noise_correlation is None else noise_correlation
-            seam_frames = base.config.default_seam_frames if seam_frames is None else seam_frames
-            asked = recipe.distillation.guidance_scale
-            scale = base.config.default_guidance_scale if asked is None else asked
-            guidance = scale, base.config.default_motion_guidance, base.guidance_interval
-    else:
-        parts = {
-            **load_text_encoder(Path(recipe.model.text_encoder)),
-            "vae": load_autoencoder(Path(recipe.model.autoencoder), "model.autoencoder"),
-            "unet": make_network(unet_class, _own_boundary(recipe, None) | recipe.model.arguments),
-        }
-        pipeline_class, own, max_tokens = LatentShiftPipeline, {"mask_padding": True}, recipe.model.max_tokens
-    if recipe.stage == "video" and isinstance(recipe.data.duration_s, float):
-        own["fps"] = recipe.data.num_frames / recipe.data.duration_s
-    pipeline = pipeline_class(
-        **{**parts, "scheduler": scheduler},
-        **own,
-        max_tokens=max_tokens,
-        default_frames=recipe.data.num_frames if recipe.stage == "video" else 1,
-        default_size=recipe.data.size,
-        default_guidance_scale=recipe.preview.guidance_scale,
-        default_motion_guidance=recipe.preview.motion_guidance,
-        default_guidance_start=recipe.preview.guidance_interval[0],
-        default_guidance_stop=recipe.preview.guidance_interval[1],
-        default_noise_correlation=noise_correlation,
-        default_seam_frames=seam_frames,
-        distilled_steps=recipe.distillation.steps or None,
-    )
-    _check_fit(pipeline)
-    check_size("data.size", pipeline, recipe.data.size, recipe.data.size)
+    pipeline, guidance = assemble(recipe)
     for name in ("vae", *text_encoders(pipeline.components)):
         getattr(pipeline, name).requires_grad_(False).eval()
     pipeline.to(accelerator.device)
@@ -317,58 +289,3 @@ def _denoising(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> 
     if recipe.distillation.steps:
         return DistillationStage(recipe, pipeline, accelerator, data, *guidance)
     return DenoisingStage(recipe, pipeline, accelerator, data)
-
-
-def _own_boundary(recipe: Recipe, given: str | None) -> dict[str, str | None]:
-    """What the ends of a clip see where a call does not say: as in training, lest it be sampled as it never was seen.
-
-    Args:
-        recipe: of the run.
-        given: of the network that it starts from.
-    """
-    if recipe.stage == "image":
-        return {"default_boundary": None}
-    share, own = recipe.diffusion.circular_share, given or "zero"
-    return {"default_boundary": own if 0 < share < 1 else "circular" if share else "zero"}
-
-
-def _check_teacher(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a distillation would give its teacher, too, other arguments than it was made with."""
-    for key, value in recipe.model.arguments.items():
-        own = config.get(key)
-        if value != (list(own) if isinstance(own, tuple) else own):
-            expected = f"be {own!r}, or left out: a distillation has the network of its teacher"
-            raise InputError(f"model.arguments.{key}", value, expected)
-
-
-def _check_fit(pipeline: LatentShiftPipeline) -> None:
-    """Raises `InputError` unless the U-Net takes the autoencoder's latents and the text encoder's features."""
-    config, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
-    widths = [getattr(pipeline, name).config.hidden_size for name in text_encoders(pipeline.components)]
-    for key, expected in (
-        ("in_channels", latent_channels),
-        ("out_channels", latent_channels),
-        ("cross_attention_dim", sum(widths)),
-    ):
-        if config[key] != expected:
-            raise InputError(f"model.arguments.{key}", config[key], f"be {expected}, as the loaded parts have it")
-
-
-def load_text_encoder(folder: Path) -> dict[str, Any]:
-    """`text_encoder` and `tokenizer` of a folder laid out as a pipeline's.
-
-    Raises:
-        InputError: a part is missing.
-        DataError: a part is damaged.
-    """
-    from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
-
-    for part in ("text_encoder", "tokenizer"):
-        if not (folder / part).is_dir():
-            raise InputError("model.text_encoder", str(folder), f"be a folder with {part}/ in it")
-    with damaged_files_named(folder):
-        config = AutoConfig.from_pretrained(folder / "text_encoder")
-        options = without_pooling(MODEL_MAPPING[type(config)])
-        encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    return {"text_encoder": encoder, "tokenizer": tokenizer}
