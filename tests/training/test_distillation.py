@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import DataError, InputError
+from latent_shift.data.records import CaptionedVideoFolder
 from latent_shift.pipelines import load_pipeline, make_scheduler
 from latent_shift.pipelines.fast import make_fast
 from latent_shift.training import Recipe, train
@@ -166,6 +168,22 @@ def test_noise_is_that_of_sampling(make_student: MakeStudent) -> None:
     noise = torch.cat([make_student(2, 1).batches.draw(step).noise for step in range(30)])
     correlation = (noise[:, :, 1:] * noise[:, :, :-1]).mean()
     assert abs(correlation - 0.8) < 0.03
+
+
+@pytest.mark.parametrize("teacher", ["epsilon"], indirect=True)
+def test_without_a_cache_no_video_is_read(
+    make_student: MakeStudent, make_recipe: MakeRecipe, teacher: Path, squares: Path, tmp_path: Path
+) -> None:
+    data = {"source": str(shutil.copytree(squares, tmp_path / "data")), "cache": "", "max_bad_share": 0.0}
+    for video in (tmp_path / "data").rglob("*.webp"):
+        video.write_bytes(b"")
+    changes = {"data": data, "image_batch_size": 2, "diffusion": {"image_share": 0.5}}
+    stage = make_student(2, 1, **changes)
+    clips, stills = stage.batches.draw(0), stage.batches.draw(1)
+    assert (clips.noise.shape[2], stills.noise.shape[2]) == (stage._recipe.data.num_frames, 1)
+    known = {caption for record in CaptionedVideoFolder(squares) for caption in record.captions}
+    assert set(clips.captions or ()) | set(stills.captions or ()) <= known | {""}
+    assert train(make_recipe("video", **distilled(teacher, 2, 1, **changes, steps=2))).is_dir()
 
 
 @pytest.mark.parametrize("teacher", ["v_prediction"], indirect=True)

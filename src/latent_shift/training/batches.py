@@ -130,10 +130,14 @@ class CachedSamples:
 
 
 class LiveSamples:
-    """Clips that are decoded when they are needed, each time at another moment."""
+    """Clips that are decoded when they are needed, each time at another moment.
+
+    A distillation learns from captions alone: it has pictures of no size then, and no file is opened.
+    """
 
     def __init__(self, recipe: Recipe, source: Selection) -> None:
         """Args: recipe: the run's. source: the records that it may see."""
+        self._captions_alone = recipe.distillation.steps > 0
         still = np.fromiter(map(is_still, source), dtype=bool)
         stills, clips = (Selection(source, np.flatnonzero(still == kind)) for kind in (True, False))
         options = recipe.data.model_dump(include=set(ClipConfig.model_fields))
@@ -160,9 +164,14 @@ class LiveSamples:
 
     def read(self, kind: Kind, position: int, dropped: bool, rng: np.random.Generator) -> Sample:
         """See `Samples`."""
-        clip = self._loader(kind)[position]
-        form = _caption_form(rng, len(clip.record.captions))
-        return Sample(clip.frames, "" if dropped else clip.record.captions[form])
+        loader = self._loader(kind)
+        if self._captions_alone:
+            record, frames = loader.record(position), np.zeros((loader.config.num_frames, 0, 0, 3), np.uint8)
+        else:
+            clip = loader[position]
+            record, frames = clip.record, clip.frames
+        form = _caption_form(rng, len(record.captions))
+        return Sample(frames, "" if dropped else record.captions[form])
 
     @property
     def quarantined(self) -> Mapping[str, str]:

@@ -163,7 +163,10 @@ class DiffusionConfig(_Finite):
 
 
 class DistillationConfig(_Finite):
-    """A student of few steps, without guidance, instead of a model of data (`latent_shift.training.distillation`)."""
+    """A student of few steps, without guidance, instead of a model of data (`latent_shift.training.distillation`).
+
+    It learns from captions alone: without `data.cache`, whose captions come with clips, no video is read.
+    """
 
     steps: int = Field(0, ge=0)
     """The student's steps; 0 trains on data as the paper does."""
