@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from latent_shift.core.errors import DataError, InputError, LatentShiftError, MissingExtraError
-from latent_shift.core.shapes import check_at_least, check_divisible
+from latent_shift.core.errors import DataError, InputError, LatentShiftError, MissingExtraError, shortened
+from latent_shift.core.shapes import check_at_least, check_divisible, check_number
 
 
 def test_one_base_for_all_and_the_builtin_one_besides() -> None:
@@ -20,6 +22,14 @@ def test_an_input_error_names_argument_value_and_expectation_on_one_line() -> No
     error = InputError("height", "25\n0", "be divisible by 8")
     assert str(error) == r"height must be divisible by 8, got '25\n0'"
     assert error.argument == "height"
+
+
+def test_a_long_value_is_shortened() -> None:
+    assert shortened("x" * 298) == repr("x" * 298)
+    assert shortened("x" * 299) == f"'{'x' * 149} ... {'x' * 149}'"
+    assert shortened("a red heart", 6) == "'a  ... rt'"
+    assert str(InputError("latents", np.zeros((2, 1)), "fit")) == "latents must fit, got array([[0.], [0.]])"
+    assert len(str(InputError("latents", np.arange(900), "fit"))) < 350
 
 
 @pytest.mark.parametrize(
@@ -53,3 +63,14 @@ def test_the_bounds_themselves_are_right() -> None:
     check_at_least("steps", 1, 1)
     check_divisible("height", 8, 8)
     check_divisible("height", 256, 8)
+
+
+@pytest.mark.parametrize("value", [1, 1.5, np.float32(2), np.int8(3), Fraction(1, 3)])
+def test_what_counts_as_a_number(value: object) -> None:
+    check_number("eta", value)
+
+
+@pytest.mark.parametrize("value", ["1", None, True, [1], float("nan"), float("inf"), 1j, 10**400])
+def test_what_does_not(value: object) -> None:
+    with pytest.raises(InputError, match="^eta must be a number, got "):
+        check_number("eta", value)

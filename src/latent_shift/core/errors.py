@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 
+def shortened(value: object, most: int = 300) -> str:
+    """The `repr` of a value in one line, its middle left out where it has more than `most` characters."""
+    text = " ".join(line.strip() for line in repr(value).splitlines() if line)
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
 class LatentShiftError(Exception):
     """Base of every error that this package raises on purpose. The message is one line."""
 
@@ -27,10 +34,10 @@ class InputError(LatentShiftError, ValueError):
 
         Args:
             argument: name of the argument, option, file or key, as the caller knows it.
-            value: what was received.
+            value: what was received; a long one is shortened.
             expected: what would have been right, as it reads after "must".
         """
-        super().__init__(f"{argument} must {expected}, got {value!r}")
+        super().__init__(f"{argument} must {expected}, got {shortened(value)}")
         self.argument, self.value, self.expected = argument, value, expected
 
 

@@ -15,21 +15,30 @@ backward shift     `y[t] = x[t + 1]`: a frame sees the next one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from .errors import InputError
 
 
-def check_at_least(argument: str, value: int | float, minimum: int | float) -> None:
+def check_at_least(argument: str, value: Any, minimum: int | float) -> None:
     """Raises `InputError` unless `value >= minimum`."""
     if not value >= minimum:
         raise InputError(argument, value, f"be at least {minimum}")
 
 
+def check_number(argument: str, value: Any, minimum: float = -math.inf) -> None:
+    """Raises `InputError` unless `value` is a finite number (`is_number`) of at least `minimum`."""
+    if not is_number(value):
+        raise InputError(argument, value, "be a number")
+    check_at_least(argument, value, minimum)
+
+
 def check_whole(argument: str, value: object, minimum: int = 1) -> None:
-    """Raises `InputError` unless `value` is a whole number of at least `minimum`."""
-    if not isinstance(value, Integral):
+    """Raises `InputError` unless `value` is a whole number of at least `minimum`, of Python or NumPy."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(argument, value, "be a whole number")
     check_at_least(argument, int(value), minimum)
 
@@ -42,8 +51,17 @@ def check_divisible(argument: str, value: object, factor: int) -> None:
 
 def check_interval(argument: str, value: Sequence[float]) -> None:
     """Raises `InputError` unless it is where something starts and where it stops, in shares of the denoising steps."""
-    if len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
-        raise InputError(argument, tuple(value), "be two shares of the steps, 0 <= start < stop <= 1")
+    shares = tuple(value) if hasattr(value, "__getitem__") else ()
+    if len(shares) != 2 or not all(map(is_number, shares)) or not 0 <= shares[0] < shares[1] <= 1:
+        raise InputError(argument, value, "be two shares of the steps, 0 <= start < stop <= 1")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it counts as one finite number: of Python or NumPy, or a tensor of one; True and False are none."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # what tensors and arrays raise for several numbers
+        return False
 
 
 def is_text(value: object) -> bool:

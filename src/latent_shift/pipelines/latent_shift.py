@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from latent_shift.core.errors import InputError
-from latent_shift.core.shapes import check_at_least, check_whole
+from latent_shift.core.shapes import check_number, check_whole
 from latent_shift.media import to_uint8
 from latent_shift.models import LatentShiftUNet, LatentVDMUNet, PatchAutoencoderKL
 from latent_shift.ops import Boundary
@@ -31,12 +31,14 @@ from .guidance import guide
 from .inputs import (
     OutputType,
     callback_tensors,
+    check_attention,
     check_boundary,
     check_clip,
     check_guidance,
     check_noise,
     check_output_type,
     check_prompts,
+    check_steps,
     one_each,
 )
 from .looping import seam_weights
@@ -283,18 +285,18 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         share = self.config.default_motion_guidance if motion_guidance is None else motion_guidance
         interval = self.guidance_interval if guidance_interval is None else guidance_interval
-        if num_inference_steps is not None and (timesteps, sigmas) != (None, None):
-            expected = "be left out where timesteps or sigmas are given"
-            raise InputError("num_inference_steps", num_inference_steps, expected)
+        check_steps(num_inference_steps, timesteps, sigmas)
         if num_inference_steps is None:
             num_inference_steps = self.config.distilled_steps or usual_steps(self.scheduler)
         check_guidance(scale, share, interval)
-        check_at_least("eta", eta, 0)
+        check_number("eta", eta, 0)
         generator = list(generator) if isinstance(generator, tuple) else generator
         check_boundary(boundary)
-        count = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        count = check_prompts(prompt, negative_prompt, *embeds)
         check_clip(self, num_frames, height, width, num_inference_steps)
         check_output_type(output_type)
+        check_attention(cross_attention_kwargs)
         names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_whole("num_videos_per_prompt", num_videos_per_prompt)
         check_whole("decode_chunk_size", decode_chunk_size)
@@ -305,7 +307,6 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         shape = (count * num_videos_per_prompt, channels, num_frames, *self._latent_size(height, width))
         latents = self.prepare_latents(shape, generator, latents, boundary, noise_correlation)
         set_timesteps(self.scheduler, device, num_inference_steps, timesteps, sigmas)
-        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         conditions = self._conditions(
             prompt, negative_prompt, num_videos_per_prompt, embeds, (height, width), guided=scale > 1
         )
@@ -482,7 +483,7 @@ class LatentShiftPipeline(FolderPipeline, StableDiffusionLoraLoaderMixin):  # ty
         sides = sides if isinstance(sides, list | tuple) else (sides, sides)
         defaults = (self.config.default_size or (side and side * self.vae_scale_factor) for side in sides)
         sizes = [default if size is None else size for size, default in zip((height, width), defaults, strict=True)]
-        if None in sizes:
+        if any(size is None for size in sizes):
             raise InputError("height and width", None, "be given: the model has no size of its own")
         return sizes[0], sizes[1]
 
