@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 from latent_shift import LatentShiftPipeline
-from latent_shift.pipelines.text import encode_text
+from latent_shift.pipelines.text import encode_text, tokenize
 
 CAPTIONS = ["a red heart", "", "a waving hand ."]
 
@@ -56,6 +60,26 @@ def test_long_captions_are_cut_and_named(parts: tuple, caplog: pytest.LogCapture
     assert features.shape == (2, 5, 12)
     assert [record.getMessage() for record in caplog.records] == [f"prompt of 8 tokens is cut to 5: {long!r}"]
     torch.testing.assert_close(features[1], encode_text(*parts, ["a red heart"], 5, mask_padding)[0])
+
+
+def test_the_warning_is_one_short_line(parts: tuple, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = copy.deepcopy(parts[0])  # one that has not warned yet: transformers does once
+    with caplog.at_level(logging.WARNING), transformers_heard():
+        tokenize(tokenizer, ["a red heart\n" * 40], 5, "longest")
+    (message,) = [record.getMessage() for record in caplog.records]
+    begin, end = r"a red heart\na red heart\na red heart\n", r"a red heart\na red heart\na red heart\n"
+    assert message == f"prompt of 122 tokens is cut to 5: '{begin} ... {end}'"
+
+
+@contextlib.contextmanager
+def transformers_heard() -> Iterator[None]:
+    """Its loggers hand their lines to pytest's."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.enable_propagation()
+    yield
+    transformers_logging.disable_propagation()
+    transformers_logging.set_verbosity(verbosity)
 
 
 def test_no_gradient_and_no_dropout(parts: tuple) -> None:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_shift.core.errors import shortened
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ def encode_text(
         tokenizer: a transformers tokenizer.
         text_encoder: a transformers encoder; runs without dropout.
         captions: what to encode; an empty one is the unconditional caption.
-        max_tokens: longer captions are cut, with a warning that shows what was lost.
+        max_tokens: longer captions are cut, with a warning that says how much is read.
         mask_padding: True hides padding from the encoder and zeroes its features (sentence encoders such as MiniLM);
             False lets padding attend (CLIP, and LDM's BERT, which were trained so).
         device: where the encoder runs; that of its weights where None.
@@ -47,11 +49,12 @@ def encode_text(
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], max_tokens: int, padding: str) -> Any:
-    """Captions as tokens, cut to `max_tokens` with a warning that shows what was lost; what transformers returns."""
+    """Captions as tokens, cut to `max_tokens` with a warning that says how much is read; what transformers returns."""
     tokens = tokenizer(list(captions), padding=padding, truncation=True, max_length=max_tokens, return_tensors="pt")
-    # Afterwards: a fast tokenizer keeps the last call's way of cutting, and would be saved with it.
+    # Afterwards: a fast tokenizer keeps the last call's way of cutting, and would be saved with it. Not verbose:
+    # transformers would warn that the model may fail on what it never gets.
     for caption in captions:
-        length = len(tokenizer(caption, truncation=False)["input_ids"])
+        length = len(tokenizer(caption, truncation=False, verbose=False)["input_ids"])
         if length > max_tokens:
-            logger.warning("prompt of %d tokens is cut to %d: %r", length, max_tokens, caption)
+            logger.warning("prompt of %d tokens is cut to %d: %s", length, max_tokens, shortened(caption, 80))
     return tokens
