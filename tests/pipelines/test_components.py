@@ -296,6 +296,15 @@ def test_a_missing_file_is_named(copy: Path, name: str, message: str) -> None:
         LatentShiftPipeline.from_pretrained(copy)
 
 
+def test_of_a_missing_variant_those_that_are_there_are_named(copy: Path) -> None:
+    for name in (UNET, VAE, TEXT):
+        (copy / name).rename((copy / name).with_suffix(".fp16.safetensors"))
+    for variant in (None, "fp32"):
+        with pytest.raises(DataError, match=f"has no weights of variant={variant!r}; it has those of variant='fp16'$"):
+            LatentShiftPipeline.from_pretrained(copy, variant=variant)
+    LatentShiftPipeline.from_pretrained(copy, variant="fp16")
+
+
 def test_pickles_are_not_read(copy: Path) -> None:
     for name, pickled in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
         weights = (copy / name).read_bytes()

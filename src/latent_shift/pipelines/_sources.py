@@ -24,7 +24,7 @@ from latent_shift.core.files import read_json_object
 from latent_shift.models.video_unet import check_option
 
 from . import _original_keys as original
-from .components import component_class, damaged_files_named, read_index
+from .components import component_class, damaged_files_named, read_index, weight_variants
 from .schedulers import PAPER_NOISE
 
 _RENAMED_PARTS = {"vqvae": "vae", "bert": "text_encoder"}
@@ -280,9 +280,10 @@ def _folder_reader(folder: Path, variant: str | None) -> Callable[[], dict[str, 
                     raise DataError(f"{shards[0]} cannot be loaded: it has no weight_map of files")
                 files = sorted(set(places.values()))
                 return {key: tensor for file in files for key, tensor in read_tensors(folder / file).items()}
-        others = {path.suffixes[-2][1:].partition("-")[0] for path in folder.glob("*.*.*") if path.suffix in _ENDINGS}
-        hint = f"; it has variants: {', '.join(sorted(others))}" if others else ""
-        raise DataError(f"{folder} has no weights ({', '.join((*_WEIGHT_FILES, *_PICKLED_FILES))}){hint}")
+        names = ", ".join((*_WEIGHT_FILES, *_PICKLED_FILES))
+        others = sorted(filter(None, weight_variants(folder, _ENDINGS)))
+        hint = f"; it has variants: {', '.join(others)}" if others else ""
+        raise DataError(f"{folder} has no weights ({names}){hint}")
 
     return read
 

@@ -180,6 +180,7 @@ def load_component(
             check_settings(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
         if not issubclass(loaded_class, torch.nn.Module):
             return loaded_class.from_pretrained(folder, local_files_only=True)
+        _check_variant(folder, variant)
         component, report = loaded_class.from_pretrained(
             folder,
             output_loading_info=True,
@@ -241,6 +242,12 @@ def damaged_files_named(folder: Path, *others: type[Exception]) -> Iterator[None
         raise DataError(f"{_damaged_file(folder) or folder} cannot be loaded: {reason}") from error
 
 
+def weight_variants(folder: Path, endings: Iterable[str] = (".safetensors",)) -> set[str | None]:
+    """Of which variants a network's folder has weights; None stands for files without one in their names."""
+    places = (path.suffixes for path in folder.glob("*.*") if path.suffix in endings)
+    return {parts[-2][1:].partition("-")[0] if len(parts) > 1 else None for parts in places}
+
+
 def without_pooling(encoder_class: Any) -> dict[str, bool]:
     """Arguments that leave out what some encoders make of their token features: nothing here has a use for it."""
     has_choice = "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters
@@ -266,6 +273,14 @@ def _check_files(loaded_class: Any, folder: Path) -> None:
         missing += [whole] if not parts else [name for name in parts if not (folder / name).is_file()][:1]
     if missing:
         raise DataError(f"{folder / missing[0]} is missing")
+
+
+def _check_variant(folder: Path, variant: str | None) -> None:
+    """Raises `DataError` where a network has weights, but of other variants than the one asked for."""
+    found = weight_variants(folder)
+    if found and variant not in found:
+        others = ", ".join(f"variant={name!r}" for name in sorted(found, key=str))
+        raise DataError(f"{folder} has no weights of variant={variant!r}; it has those of {others}")
 
 
 def _damaged_file(folder: Path) -> Path | None:
