@@ -54,11 +54,11 @@ def test_options_arrive(run: Run, asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--models", "unet4d"), "models must be among latent_shift, "),
-        (("--preset", "tiny-vdm"), "preset must be paper, small or tiny"),
-        (("--rounds", "0"), "rounds must be at least 1, got 0"),
-        (("--dtype", "fp8"), "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
-        (("--output", "/dev/null/folder"), "output must be a folder that can be made"),
+        (("--models", "unet4d"), "--models must be among latent_shift, "),
+        (("--preset", "tiny-vdm"), "--preset must be paper, small or tiny"),
+        (("--rounds", "0"), "--rounds must be at least 1, got 0"),
+        (("--dtype", "fp8"), "--dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
+        (("--output", "/dev/null/folder"), "--output must be a folder that can be made"),
     ],
 )
 def test_wrong_options_are_one_line(refused: Refused, as_users_run: None, flags: tuple[str, ...], named: str) -> None:

@@ -26,10 +26,16 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
 
 def test_refusals_are_one_line(refused: Refused) -> None:
     line = refused("convert", "emoji", "out", "--to", "film")
-    assert line == "to must be one of shift, vdm, image, got 'film'"
+    assert line == "--to must be one of shift, vdm, image, got 'film'"
     line = refused("convert", "nowhere/at-all/here", "out", "--to", "shift")
-    assert line.startswith("model must be a folder, or a name of the hub that can be reached (")
+    assert line.startswith("source must be a folder, or a name of the hub that can be reached (")
     line = refused("convert", "missing.ckpt", "out", "--to", "shift")
-    assert line == "model must be there: no such file, got 'missing.ckpt'"
+    assert line == "source must be there: no such file, got 'missing.ckpt'"
     line = refused("convert", "emoji", "out", "--to", "image")
     assert "PatchAutoencoderKL" in line
+    Path("r.toml").write_text("steps = 1\n")
+    assert refused("convert", "emoji", "r.toml", "--to", "vdm") == "DEST must be a folder; it is a file, got 'r.toml'"
+    line = refused("convert", "emoji", "r.toml/out", "--to", "vdm")
+    assert line.startswith("DEST must be in a folder that can be written (")
+    line = refused("convert", "emoji", "out", "--to", "vdm", "--prediction-type", "epsilon")
+    assert line.startswith("--prediction-type must be given for single files only")

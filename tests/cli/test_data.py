@@ -19,7 +19,7 @@ def test_packages_that_are_not_there_are_one_line(refused: Refused, tmp_path: Pa
     if exists:
         packages.mkdir()
     message = refused("data", "emoji", "--packages", packages, "--output", "data")
-    assert message.startswith("packages must hold ")
+    assert message.startswith("--packages must hold ")
     assert ".tgz (npm pack " in message
     assert message.endswith(f"got {str(packages)!r}")
 
@@ -28,11 +28,13 @@ def test_a_folder_of_something_else_is_not_overwritten(refused: Refused, tmp_pat
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "letter.txt").write_text("dear")
     message = refused("data", "emoji", "--packages", tmp_path, "--output", tmp_path / "letters")
-    assert message.startswith(("packages must hold ", "output must be empty or begun by this command; it has letter"))
+    assert message.startswith(
+        ("--packages must hold ", "--output must be empty or begun by this command; it has letter")
+    )
 
 
 def test_no_workers_are_one_line(refused: Refused) -> None:
-    assert refused("data", "emoji", "--workers", "0") == "workers must be at least 1, got 0"
+    assert refused("data", "emoji", "--workers", "0") == "--workers must be at least 1, got 0"
 
 
 @pytest.fixture
@@ -73,11 +75,11 @@ def test_check_fails_where_nothing_is_left(run: Run, films: Path) -> None:
     [
         (["none"], "source must be a file or folder that exists, got 'none'"),
         ([".", "--sample", "0"], "source must hold captioned video"),
-        (["FILMS", "--sample", "0"], "sample must be at least 1, got 0"),
-        (["FILMS", "--sample", "3", "--all"], "sample must be left out where --all is given, got 3"),
-        (["FILMS", "--num-frames", "0"], "num_frames must be valid"),
-        (["FILMS", "--short", "stretch"], "short must be valid"),
-        (["FILMS", "--sheet", "sheet.mp4"], "sheet must end in .png or .jpg, got 'sheet.mp4'"),
+        (["FILMS", "--sample", "0"], "--sample must be at least 1, got 0"),
+        (["FILMS", "--sample", "3", "--all"], "--sample must be left out where --all is given, got 3"),
+        (["FILMS", "--num-frames", "0"], "--num-frames must be valid"),
+        (["FILMS", "--short", "stretch"], "--short must be valid"),
+        (["FILMS", "--sheet", "sheet.mp4"], "--sheet must end in .png or .jpg, got 'sheet.mp4'"),
     ],
 )
 def test_check_refuses_in_one_line(refused: Refused, films: Path, arguments: list[str], message: str) -> None:
@@ -112,9 +114,9 @@ def test_shapes_and_their_cache_which_a_recipe_then_finds(run: Run, road: Path, 
 
 def test_what_cannot_be_encoded_is_one_line(refused: Refused, run: Run, films: Path, road: Path) -> None:
     model = ("--model", road / "image/model", "--device", "cpu")
-    assert refused("data", "cache", "nowhere", "c", *model).startswith("data.source must be a file or folder that")
-    assert refused("data", "cache", films, "c", *model, "--duration", "long").startswith("duration_s must be valid (")
-    assert refused("data", "cache", films, "c", "--model", "nowhere").startswith("model must be one of emoji or a ")
+    assert refused("data", "cache", "nowhere", "c", *model).startswith("source must be a file or folder that")
+    assert refused("data", "cache", films, "c", *model, "--duration", "long").startswith("--duration must be valid (")
+    assert refused("data", "cache", films, "c", "--model", "nowhere").startswith("--model must be one of emoji or a ")
     too_long = run("data", "cache", films, "c", *model, "--size", "16", "--duration", "999")
     assert too_long.code == 2
     assert "error: 1 of 1 videos are bad, more than max_bad_share = 0.1: " in too_long.err

@@ -65,9 +65,9 @@ def test_the_table_has_a_line_for_each_row(run: Run, asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--set", "test"), "sets must be among training, heldout, pairs, paraphrase, got 'test'"),
-        (("--steps", "0"), "steps must be at least 1, got 0"),
-        (("--data", "nowhere"), "data must be a folder that exists, got 'nowhere'"),
+        (("--set", "test"), "--set must be among training, heldout, pairs, paraphrase, got 'test'"),
+        (("--steps", "0"), "--steps must be at least 1, got 0"),
+        (("--data", "nowhere"), "--data must be a folder that exists, got 'nowhere'"),
     ],
 )
 def test_wrong_options_are_one_line(run: Run, as_users_run: None, flags: tuple[str, ...], named: str) -> None:
@@ -100,7 +100,7 @@ def test_a_folder_is_scored(run: Run, tmp_path: Path) -> None:
 def test_missing_weights_are_one_line(refused: Refused, tmp_path: Path) -> None:
     generated = write_clips(tmp_path / "generated", 1)
     line = refused("evaluate", "folder", generated, "--real", generated, "--metric", "fvd")
-    assert line.startswith("weights must hold i3d_torchscript.pt: fetch https://")
+    assert line.startswith("--weights must hold i3d_torchscript.pt: fetch https://")
     assert "sha256 bec6519f" in line
     assert "models/metrics/i3d_torchscript.pt" in line
     assert refused("evaluate", "folder", "nowhere").startswith("generated must be a folder that exists")

@@ -248,6 +248,7 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["--frames", "0"], "--frames must be at least 1, got 0"),
         (["--frames", "-3"], "--frames must be at least 1, got -3"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "2000"], "--steps must be at most 1000, the steps of training, got 2000"),
         (["--num-videos", "0"], "--num-videos must be at least 1, got 0"),
         (["--size", "100"], "--size must be a positive multiple of 16, got 100"),
         (["--size", "16x20"], "--size must be a positive multiple of 16, got 20"),
@@ -256,12 +257,12 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["--size", "-16"], "--size must be a number of pixels or WIDTHxHEIGHT, got '-16'"),
         (["--size", "16x16x16"], "--size must be a number of pixels or WIDTHxHEIGHT, got '16x16x16'"),
         (["--size", "²"], "--size must be a number of pixels or WIDTHxHEIGHT, got '²'"),
-        (["--model", "nope"], "model must be one of emoji or a folder with a model_index.json, got 'nope'"),
+        (["--model", "nope"], "--model must be one of emoji or a folder with a model_index.json, got 'nope'"),
         (["--scheduler", "heun"], "--scheduler must be one of dpm++, unipc, ddim, euler, ddim-trailing, ddpm, got"),
         (["--fast", "--scheduler", "dpm++"], "--scheduler must be ddim-trailing where the model is fast: it was"),
-        (["--fast"], "fast must be for a model with a distilled difference (fast/pytorch_lora_weights.safetensors)"),
-        (["--device", "tpu"], "device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
-        (["--dtype", "fp8"], "dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
+        (["--fast"], "--fast must be for a model with a distilled difference (fast/pytorch_lora_weights.safetensors)"),
+        (["--device", "tpu"], "--device must be auto, cpu, cuda, cuda:N or mps, and be present, got 'tpu'"),
+        (["--dtype", "fp8"], "--dtype must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         (["--fps", "0"], "--fps must be from 0.01 to 1000, got 0.0"),
         (["--fps", "nan"], "--fps must be from 0.01 to 1000, got nan"),
         (["--fps", "60", "-o", "clip.gif"], "--fps must be from 0.01 to 50, got 60.0"),
@@ -275,11 +276,11 @@ def test_a_model_named_by_a_dot_has_the_name_of_its_folder(
         (["--guidance-interval", "0.5", "0.2"], "--guidance-interval must be two shares of the steps, 0 <= start < "),
         (["--noise-correlation", "1"], "--noise-correlation must be in [0, 1), got 1.0"),
         (["--seed", str(2**64)], f"--seed must be a whole number of 64 bits, got {2**64}"),
-        (["-o", "clip.avi"], "output must end in one of .mp4 .webm .gif .webp .png .jpg or / (a folder of PNG"),
-        (["-o", ""], "output must end in one of"),
-        (["-o", "/", "--num-videos", "2"], "output must end in one of"),
-        (["-o", "..", "--num-videos", "2"], "output must end in one of"),
-        (["-o", "/proc/no/clip.mp4"], "output must be in a folder that can be written ("),
+        (["-o", "clip.avi"], "--output must end in one of .mp4 .webm .gif .webp .png .jpg or / (a folder of PNG"),
+        (["-o", ""], "--output must end in one of"),
+        (["-o", "/", "--num-videos", "2"], "--output must end in one of"),
+        (["-o", "..", "--num-videos", "2"], "--output must end in one of"),
+        (["-o", "/proc/no/clip.mp4"], "--output must be in a folder that can be written ("),
         (["--prompt-file", "missing.txt"], "--prompt-file must be a text file that can be read, got 'missing.txt'"),
         (["\udcff"], r"prompt must be UTF-8 text, got '\udcff'"),
         (["--negative", "\udcff"], r"--negative must be UTF-8 text, got '\udcff'"),
@@ -304,14 +305,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "file").touch()
     message = refused("generate", PROMPT, "--model", "not even looked at", "-o", tmp_path / "file" / "clip.mp4")
-    assert message.startswith("output must be in a folder that can be written (")
+    assert message.startswith("--output must be in a folder that can be written (")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     message = refused("generate", PROMPT, "--model", "not even looked at", "-o", f"{tmp_path / 'other'}/")
-    assert message.startswith("output must be new, empty or a folder of PNG frames; it holds other files")
+    assert message.startswith("--output must be new, empty or a folder of PNG frames; it holds other files")
     monkeypatch.setattr("os.access", lambda *_: False)
     message = refused("generate", PROMPT, "--model", "not even looked at", "-o", "clip.mp4")
-    assert message.startswith("output must be in a folder that can be written (")
+    assert message.startswith("--output must be in a folder that can be written (")
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_a_corrupt_index_is_one_line(refused: Refused, model: Path, tmp_path: Pa
     shutil.copytree(model, tmp_path / "broken")
     (tmp_path / "broken" / "model_index.json").write_text("{")
     message = refused("generate", PROMPT, "--model", tmp_path / "broken")
-    assert message == f"model must be a folder with a model_index.json, got {str(tmp_path / 'broken')!r}"
+    assert message == f"--model must be a folder with a model_index.json, got {str(tmp_path / 'broken')!r}"
 
 
 def test_a_failure_on_the_way_leaves_whole_clips_alone(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,5 +92,5 @@ def test_every_text_encoder_counts(run: Run, tmp_path: Path) -> None:
 def test_what_is_unknown_is_one_line(run: Run, as_users_run: None) -> None:
     result = run("info", "--preset", "papre")
     assert result.code == 2
-    assert result.err.startswith("latent-shift: error: preset must be one of paper")
+    assert result.err.startswith("latent-shift: error: --preset must be one of paper")
     assert run("info", "--model", "nowhere").code == 2

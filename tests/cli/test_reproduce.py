@@ -56,8 +56,8 @@ def test_a_line_says_of_each_claim_whether_it_holds(run: Run, asked: list[Any]) 
 
 def test_wrong_options_are_one_line(refused: Refused) -> None:
     claims = ("reproduce", "claims", "--model", "emoji", "--twin")
-    assert refused(*claims, "t", "--seeds", "0").startswith("seeds must be at least 1")
-    assert refused(*claims, "nowhere").startswith("twin")
+    assert refused(*claims, "t", "--seeds", "0").startswith("--seeds must be at least 1")
+    assert refused(*claims, "nowhere").startswith("--twin must be one of emoji or a folder")
     assert refused("reproduce", "ablation", "nowhere.toml").startswith("recipe")
 
 

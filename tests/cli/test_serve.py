@@ -19,14 +19,18 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(refused: Refused, 
     missing = tmp_path / "none.txt"
     sentence = tmp_path / "sentence.txt"
     sentence.write_text("# of Anna\nsecret\n")
-    assert refused("serve", "--max-queue", "0").startswith("max_queue must be valid")
-    assert refused("serve", "--keep-days", "nan").startswith("keep_days must be valid")
-    assert refused("serve", "--keep-gb", "nan").startswith("keep_bytes must be valid")
-    assert refused("serve", "--keep-gb", "0").startswith("keep_bytes must be valid")
-    assert refused("serve", "--max-prompt-chars", "0").startswith("max_prompt_chars must be valid")
-    assert refused("serve", "--max-body-kb", "0").startswith("max_body_bytes must be valid")
+    assert refused("serve", "--max-queue", "0").startswith("--max-queue must be valid")
+    assert refused("serve", "--keep-days", "nan").startswith("--keep-days must be valid")
+    assert refused("serve", "--keep-gb", "nan") == "--keep-gb must be a number, got nan"
+    assert refused("serve", "--keep-gb", "0") == "--keep-gb must be at least 1e-09, got 0.0"
+    assert refused("serve", "--max-prompt-chars", "0").startswith("--max-prompt-chars must be valid")
+    assert refused("serve", "--max-body-kb", "-1") == "--max-body-kb must be at least 1, got -1"
     assert refused("serve", "--max-batch", "0") == "--max-batch must be at least 1, got 0"
     assert refused("serve", "--max-side", "0") == "--max-side must be at least 1, got 0"
+    assert (
+        refused("serve", "--max-side", "7")
+        == "--max-side must be valid (Input should be greater than or equal to 8), got 7"
+    )
     assert refused("serve", "--api-keys", empty) == f"--api-keys must hold at least one key, got '{empty}'"
     assert refused("serve", "--api-keys", sentence).startswith("--api-keys must hold a key a line, without spaces")
     assert refused("serve", "--api-keys", missing).startswith("--api-keys must be a text file that can be read")
@@ -70,7 +74,7 @@ def test_the_model_of_a_run_is_called_by_the_run(monkeypatch: pytest.MonkeyPatch
 def test_a_wrong_model_is_refused(run: Run) -> None:
     result = run("serve", "--port", "0", "--model", "nothing")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "model must be one of emoji or a folder" in result.err
+    assert "--model must be one of emoji or a folder" in result.err
 
 
 def test_a_wrong_folder_is_refused_before_the_model_is_loaded(
@@ -79,7 +83,7 @@ def test_a_wrong_folder_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr("latent_shift.cli.serve._load", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     line = refused("serve", "--port", "0", "--folder", tmp_path / "file")
-    assert line.startswith("folder must be a folder that can be written")
+    assert line.startswith("--folder must be a folder that can be written")
 
 
 def test_every_line_of_the_file_is_a_key(tmp_path: Path) -> None:

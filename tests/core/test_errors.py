@@ -24,6 +24,13 @@ def test_an_input_error_names_argument_value_and_expectation_on_one_line() -> No
     assert error.argument == "height"
 
 
+def test_an_argument_may_be_called_as_another_caller_knows_it() -> None:
+    error = InputError("steps", 0, "be at least 1, as steps are")
+    error.rename("--steps")
+    assert (str(error), error.argument) == ("--steps must be at least 1, as steps are, got 0", "--steps")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_a_long_value_is_shortened() -> None:
     assert shortened("x" * 298) == repr("x" * 298)
     assert shortened("x" * 299) == f"'{'x' * 149} ... {'x' * 149}'"

@@ -11,6 +11,7 @@ import typer
 from latent_shift import __version__
 from latent_shift.core.errors import DataError, InputError, LatentShiftError
 
+from ._command import Command
 from .benchmark import benchmark
 from .convert import convert
 from .data import data
@@ -30,12 +31,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-app.command()(generate)
+app.command(cls=Command)(generate)
 app.command(short_help="Train a model; a rerun goes on.")(train)
-app.command(short_help="Image models to video models, and back.")(convert)
-app.command(short_help="Versions, backends, and sizes of models.")(info)
-app.command(short_help="Measure size and speed beside other networks.")(benchmark)
-app.command(short_help="A web page, and an HTTP API.")(serve)
+app.command(cls=Command, short_help="Image models to video models, and back.")(convert)
+app.command(cls=Command, short_help="Versions, backends, and sizes of models.")(info)
+app.command(cls=Command, short_help="Measure size and speed beside other networks.")(benchmark)
+app.command(cls=Command, short_help="A web page, and an HTTP API.")(serve)
 app.add_typer(data)
 app.add_typer(evaluate)
 app.add_typer(reproduce, name="reproduce", short_help="Test the paper's claims, and what the shift needs.")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._command import Command
+
 if TYPE_CHECKING:
     from latent_shift.data import SourceReport
 
@@ -23,7 +25,7 @@ def _data() -> None:
     """Groups the commands."""
 
 
-@data.command()
+@data.command(cls=Command)
 def emoji(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")] = Path("data/emoji"),
     packages: Annotated[
@@ -49,7 +51,7 @@ def emoji(
     typer.echo(json.dumps(values, default=str, ensure_ascii=False) if as_json else _lines(values))
 
 
-@data.command()
+@data.command(cls=Command)
 def cache(
     source: Annotated[str, typer.Argument(help="A path, or kind:path, as for `data check`.")],
     output: Annotated[Path, typer.Argument(help="Folder for caches; a recipe finds it as data.cache.")],
@@ -97,7 +99,7 @@ def cache(
     typer.echo(f"{output}: {len(records):,} records, {len(made.frames):,} frames")
 
 
-@data.command()
+@data.command(cls=Command)
 def shard(
     source: Annotated[str, typer.Argument(help="A path, or kind:path, as for `data check`.")],
     output: Annotated[Path, typer.Argument(help="Folder for the shards.")],
@@ -122,7 +124,7 @@ def shard(
     typer.echo(f"{output}: {len(opened):,} records in {count:,} shards{left_out}")
 
 
-@data.command()
+@data.command(cls=Command)
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")] = Path("data/shapes"),
     size: Annotated[int, typer.Option(help="Height and width, pixels.")] = 64,
@@ -140,7 +142,7 @@ def shapes(
     typer.echo(f"{output}: {write_shapes(output, size, num_frames)} clips")
 
 
-@data.command()
+@data.command(cls=Command)
 def check(
     source: Annotated[
         str,

@@ -10,6 +10,8 @@ import typer
 
 from latent_shift.core.errors import InputError
 
+from ._command import Command
+
 if TYPE_CHECKING:
     from latent_shift.evaluation import ProtocolOptions
     from latent_shift.evaluation.protocols import Protocol
@@ -19,7 +21,7 @@ evaluate = typer.Typer(
 )
 
 
-@evaluate.command()
+@evaluate.command(cls=Command)
 def emoji(
     model: Annotated[str, typer.Option(help="A model by name (emoji) or a folder.")] = "emoji",
     data: Annotated[Path, typer.Option(help="The folder that `latent-shift data emoji` made.")] = Path("data/emoji"),
@@ -89,7 +91,7 @@ def emoji(
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else _table(result))
 
 
-@evaluate.command()
+@evaluate.command(cls=Command)
 def folder(
     generated: Annotated[Path, typer.Argument(help="Folder of clips: videos, animations, or PNG frames.")],
     real: Annotated[Path | None, typer.Option(help="Folder of real clips, to compare with.")] = None,
@@ -175,7 +177,7 @@ Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON, for programs.")]
 
 
-@evaluate.command()
+@evaluate.command(cls=Command)
 def msrvtt(
     data: Annotated[str, typer.Argument(help="MSR-VTT's JSON, or its folder.")],
     model: Model = None,
@@ -217,7 +219,7 @@ def msrvtt(
     _evaluate(protocol, model, clips, output, options, weights, device, dtype, as_json)
 
 
-@evaluate.command()
+@evaluate.command(cls=Command)
 def ucf101(
     data: Annotated[str, typer.Argument(help="The folder of UCF-101.")],
     model: Model = None,

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ._command import Command
+
 reproduce = typer.Typer(help="The paper's claims at emoji scale, and an ablation of the shift.", no_args_is_help=True)
 
 
-@reproduce.command()
+@reproduce.command(cls=Command)
 def claims(
     model: Annotated[str, typer.Option(help="Folder of the Latent-Shift model.")],
     twin: Annotated[str, typer.Option(help="Folder of its Latent-VDM twin.")],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import InputError, MissingExtraError
-from latent_shift.core.shapes import check_at_least
+from latent_shift.core.shapes import check_at_least, check_number
 
 from ._listen import allowed_hosts, allowed_origins, listen, run
 
@@ -58,8 +58,10 @@ def serve(
 
       latent-shift serve --host 0.0.0.0 --api-keys keys.txt --folder /srv/clips
     """
-    for option, value in (("--max-batch", max_batch), ("--max-frames", max_frames), ("--max-side", max_side)):
-        check_at_least(option, 1 if value is None else value, 1)
+    given = {name: value for name, value in (("max_frames", max_frames), ("max_side", max_side)) if value is not None}
+    for name, value in {**given, "max_batch": max_batch, "max_body_kb": max_body_kb}.items():
+        check_at_least(name, value, 1)
+    check_number("keep_gb", keep_gb, 1e-9)
     if preset and fast:
         raise InputError("--fast", fast, "be given with a model and no preset")
     try:
@@ -68,7 +70,8 @@ def serve(
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
 
-    limits = {
+    limits: dict[str, Any] = {
+        **given,
         "folder": folder,
         "max_queue": max_queue,
         "max_steps": max_steps,
@@ -86,8 +89,8 @@ def serve(
     with listen(host, port) as listener:
         Store(folder).close()  # so is what is wrong with the folder
         engine = _load(model, preset, fast, device, dtype, max_batch)
-        limits["max_frames"] = max_frames or 4 * engine.facts.num_frames
-        limits["max_side"] = max_side or 2 * max(engine.facts.width, engine.facts.height)
+        limits.setdefault("max_frames", 4 * engine.facts.num_frames)
+        limits.setdefault("max_side", 2 * max(engine.facts.width, engine.facts.height))
         app = create_app(engine, parse_config(ServerSettings, limits))
         warning = None if limits["api_keys"] else "may use it; see --api-keys"
         run(app, listener, f"serves {engine.facts.name}", warning)

@@ -40,6 +40,11 @@ class InputError(LatentShiftError, ValueError):
         super().__init__(f"{argument} must {expected}, got {shortened(value)}")
         self.argument, self.value, self.expected = argument, value, expected
 
+    def rename(self, argument: str) -> None:
+        """Has the message call the argument as another caller knows it."""
+        self.args = (argument + str(self).removeprefix(self.argument),)
+        self.argument = argument
+
 
 class MissingExtraError(LatentShiftError, ImportError):
     """An optional library is not installed. Names the extra that brings it."""

@@ -85,7 +85,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         InputError: it is no pipeline with a `UNet2DConditionModel`, a tokenizer and a text encoder.
         DataError: a file is missing or damaged.
     """
-    index = read_index(folder)
+    index = read_index(folder, "source")
     folders = {_RENAMED_PARTS.get(name, name): name for name, entry in index.items() if _is_part(entry)}
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if name not in folders:
@@ -93,11 +93,11 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
     networks = {}
     for name in (name for name in _NETWORKS if name in folders):
         place = folder / folders[name]
-        network_class = component_class(folder, folders[name])
+        network_class = component_class(folder, folders[name], "source")
         if name == "unet" and not issubclass(network_class, UNet2DConditionModel):
             raise InputError("source", network_class.__name__, "have a UNet2DConditionModel")
         networks[name] = Part(network_class, read_json_object(place / "config.json"), _folder_reader(place, variant))
-    scheduler = component_class(folder, folders["scheduler"])
+    scheduler = component_class(folder, folders["scheduler"], "source")
     if not issubclass(scheduler, SchedulerMixin):
         raise InputError("source", scheduler.__name__, "have a scheduler of diffusers")
     known = {*networks, *_TOKENIZERS, "scheduler"}

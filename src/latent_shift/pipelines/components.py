@@ -33,7 +33,13 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_dow
 
 
 def resolve_folder(
-    model: str | Path, parts: Iterable[str], variant: str | None, *, pickled: bool = False, **hub_options: Any
+    model: str | Path,
+    parts: Iterable[str],
+    variant: str | None,
+    *,
+    argument: str = "model",
+    pickled: bool = False,
+    **hub_options: Any,
 ) -> Path:
     """The folder `model`, or that of a model of the hub, where there is a network.
 
@@ -41,6 +47,7 @@ def resolve_folder(
         model: a folder, or a name of the hub.
         parts: the folders in it that are wanted of the hub.
         variant: the weights that are wanted: as in diffusers, those of files named `*.VARIANT.safetensors`.
+        argument: what the caller calls `model`, for messages.
         pickled: whether `.bin` files are wanted where there are no others.
         **hub_options: of `huggingface_hub.snapshot_download`.
 
@@ -53,7 +60,7 @@ def resolve_folder(
     if Path(model).is_dir():
         return Path(model)
     if Path(model).suffix in (".ckpt", ".safetensors", ".pt", ".bin"):
-        raise InputError("model", str(model), "be there: no such file")
+        raise InputError(argument, str(model), "be there: no such file")
     try:
         folder = _download(str(model), parts, "safetensors", variant, hub_options)
         networks = [name for name in parts if (folder / name / "config.json").is_file()] if pickled else []
@@ -62,7 +69,7 @@ def resolve_folder(
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         expected = f"be a folder, or a name of the hub that can be reached ({reason})"
-        raise InputError("model", str(model), expected) from error
+        raise InputError(argument, str(model), expected) from error
 
 
 def _download(
@@ -109,30 +116,31 @@ def scale_factor(config: Mapping[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1) if "down_block_types" in config else 8
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path, argument: str = "model") -> dict[str, Any]:
     """What `model_index.json` of a pipeline folder holds.
 
     Raises:
-        InputError: the folder is no pipeline.
+        InputError: the folder is no pipeline; `argument` is its name in the message.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("model", str(folder), "be a folder with a model_index.json") from error
+        raise InputError(argument, str(folder), "be a folder with a model_index.json") from error
     if not isinstance(index, dict):
-        raise InputError("model", str(folder), "have an object in its model_index.json")
+        raise InputError(argument, str(folder), "have an object in its model_index.json")
     return index
 
 
-def component_class(folder: Path, name: str) -> Any:
+def component_class(folder: Path, name: str, argument: str = "model") -> Any:
     """The class that `model_index.json` of a pipeline folder names for a part.
 
     Raises:
-        InputError: the folder is no pipeline, or it names a class that none of the known libraries has.
+        InputError: the folder, `argument` in the message, is no pipeline, or it names a class that none of the known
+            libraries has.
     """
-    entry = read_index(folder).get(name)
+    entry = read_index(folder, argument).get(name)
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
-        raise InputError("model", str(folder), f"have a model_index.json that names its {name}")
+        raise InputError(argument, str(folder), f"have a model_index.json that names its {name}")
     library, class_name = entry
     module = _LIBRARIES.get(library)
     found = getattr(importlib.import_module(module), class_name, None) if module else None

@@ -117,7 +117,7 @@ def _open(source: str | Path, variant: str | None, tokenizer: str | None, predic
     for name, value in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
         if value is not None:
             raise InputError(name, value, "be given for single files only; a folder has its own")
-    return read_folder(resolve_folder(path, FOLDERS, variant, pickled=True), variant)
+    return read_folder(resolve_folder(path, FOLDERS, variant, argument="source", pickled=True), variant)
 
 
 def _check_channels(source: Source) -> None:
