@@ -34,8 +34,12 @@ def test_refusals_are_one_line(refused: Refused) -> None:
     line = refused("convert", "emoji", "out", "--to", "image")
     assert "PatchAutoencoderKL" in line
     Path("r.toml").write_text("steps = 1\n")
+    expected = "r.toml cannot be loaded: it is no checkpoint, neither .safetensors nor of torch.save"
+    assert refused("convert", "r.toml", "out", "--to", "shift") == expected
     assert refused("convert", "emoji", "r.toml", "--to", "vdm") == "DEST must be a folder; it is a file, got 'r.toml'"
     line = refused("convert", "emoji", "r.toml/out", "--to", "vdm")
     assert line.startswith("DEST must be in a folder that can be written (")
     line = refused("convert", "emoji", "out", "--to", "vdm", "--prediction-type", "epsilon")
     assert line.startswith("--prediction-type must be given for single files only")
+    line = refused("convert", "emoji", "out", "--to", "vdm", "--seed", 2**64)
+    assert line == f"--seed must be a whole number of 64 bits, got {2**64}"

@@ -37,6 +37,8 @@ _WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLED_FILES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin")
 _TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
+_STARTS = (b"PK", b"\x80")
+"""Of what `torch.save` writes: a zip file, or before PyTorch 1.6 a pickle."""
 _CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
 
@@ -233,6 +235,9 @@ def read_tensors(path: Path, prefix: str = "", shapes_only: bool = False) -> dic
 
 
 def _unpickle_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if not file.read(2).startswith(_STARTS):
+            raise DataError(f"{path} cannot be loaded: it is no checkpoint, neither .safetensors nor of torch.save")
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:

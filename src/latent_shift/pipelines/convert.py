@@ -82,6 +82,8 @@ def convert_model(
         DataError: a file is damaged, or holds more than tensors; or the disk is full.
     """
     check_option("to", to, tuple(_UNETS))
+    if not -(2**63) <= seed < 2**64:
+        raise InputError("seed", seed, "be a whole number of 64 bits")
     given = _open(source, variant, tokenizer, prediction_type)
     _check_channels(given)
     layout = _image_layout(given) if to == "image" else _video_layout(given)
