@@ -686,6 +686,10 @@ def test_lora_goes_on_from_a_file(make_recipe: MakeRecipe, make_stage: MakeStage
     train(make_recipe("video", "second", steps=1, **begun))
     (tmp_path / "begun.safetensors").unlink()  # a checkpoint has what was learned since
     assert train(make_recipe("video", "second", steps=2, **begun)).is_dir()
+    with pytest.raises(
+        InputError, match=r"^lora.init must be a file that is there, or empty, got '.*begun.safetensors'"
+    ):
+        make_stage("video", output="next", **begun)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"damaged.safetensors is no file of LoRA updates that can be read"):

@@ -36,9 +36,11 @@ def load_lora(unet: VideoUNet, path: Path) -> None:
     """Sets the updates of `add_lora` to those of a file that `save_lora` wrote.
 
     Raises:
-        DataError: the file cannot be read.
-        InputError: its updates are of other layers, or of another rank or alpha.
+        DataError: the file is damaged.
+        InputError: it is not there, or its updates are of other layers, or of another rank or alpha.
     """
+    if not path.is_file():
+        raise InputError("lora.init", str(path), "be a file that is there, or empty")
     try:
         updates, scale = read_lora(path)
     except (OSError, ValueError, SafetensorError) as error:
