@@ -170,6 +170,8 @@ def test_captions_of_segments_are_warned_of_once(
     assert len(open_source(str(tmp_path / "clips.csv"))) == 2
     found = [message for message in caplog.messages if "cut the files first" in message]
     assert len(found) == warned
+    expected = "clips.csv has the columns start and end, which select nothing: clips are taken from anywhere in a file"
+    assert all(expected in message for message in found)
 
 
 def test_captions_of_a_table_count_once(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_COLUMNS = ("file_name", "video", "video_path", "path", "file", "filename")
 _SEGMENT_COLUMNS = (("start", "end"), ("start_time", "end_time"))
+_SEGMENTS = (
+    "%s has the columns %s and %s, which select nothing: clips are taken from anywhere in a file; where captions are "
+    "of such segments, cut the files first"
+)
 WEBVID_COLUMNS = ("videoid", "contentUrl", "duration", "page_dir", "name")
 _TOO_LONG = "it has more cells than the header; put captions with commas in quotes"
 
@@ -62,10 +66,7 @@ def read_table(path: Path, options: Mapping[str, str], argument: str) -> Collect
             caption = _column(row, options.get("caption"), CAPTION_COLUMNS, table, "caption")
             for segment in _SEGMENT_COLUMNS:
                 if row.keys() >= set(segment):
-                    cut = "clips are taken from anywhere in a file; where captions are of segments, cut the files first"
-                    logger.warning(
-                        "%s has the columns %s, which count as metadata: %s", table, " and ".join(segment), cut
-                    )
+                    logger.warning(_SEGMENTS, table, *segment)
         if None in row:
             source.drop(f"{table}, row {number}", _TOO_LONG)
             continue
