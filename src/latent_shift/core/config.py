@@ -58,7 +58,8 @@ def parse_config(cls: type[C], tree: dict[str, Any]) -> C:
             raise InputError(_below(key, str(first["loc"][-1])), None, "be given") from error
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):  # of a check of several keys together
-            raise InputError(_below(key, cause.argument), cause.value, cause.expected) from error
+            cause.rename(_below(key, cause.argument))
+            raise cause from None
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(key, first["input"], f"be valid ({message})") from error
 

@@ -38,7 +38,7 @@ class InputError(LatentShiftError, ValueError):
             expected: what would have been right, as it reads after "must".
         """
         super().__init__(f"{argument} must {expected}, got {shortened(value)}")
-        self.argument, self.value, self.expected = argument, value, expected
+        self.argument = argument
 
     def rename(self, argument: str) -> None:
         """Has the message call the argument as another caller knows it."""
