@@ -97,6 +97,8 @@ def test_lite0_of_clips_is_what_they_show_and_how_it_changes() -> None:
     np.testing.assert_allclose(reversed_clip, rows, atol=1e-4)
     singles = extract_features(load_extractor("lite0-frames"), [clip])
     np.testing.assert_allclose(singles[0], frames, atol=1e-4)
+    with pytest.raises(InputError, match="frames must be at least 2 for the features lite0-clips, got 1"):
+        extract_features(load_extractor("lite0-clips"), [clip[:1]])
 
 
 def test_motion_numbers_are_those_of_the_functions() -> None:
@@ -183,6 +185,24 @@ def test_c3d_has_the_published_size() -> None:
     )
 
 
+@torch.no_grad()
+def test_c3d_is_the_network_of_the_paper() -> None:
+    """Fig. 3 of arXiv:1412.0767 in a row: the first pooling leaves the frames, and sizes are rounded up."""
+    torch.manual_seed(0)
+    network = c3d.C3DNetwork(10, (4, 4, 6, 6, 8))
+    layers: list[nn.Module] = []
+    for names in (("1a",), ("2a",), ("3a", "3b"), ("4a", "4b"), ("5a", "5b")):
+        for name in names:
+            layers += [network.get_submodule(f"conv{name}"), nn.ReLU()]
+        layers.append(nn.MaxPool3d((1 if names == ("1a",) else 2, 2, 2), ceil_mode=True))
+    layers += [nn.Flatten(), network.fc6, nn.ReLU(), network.fc7, nn.ReLU(), network.fc8, nn.Softmax(dim=1)]
+    with torch.random.fork_rng():
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        x = torch.randn(2, 3, 16, 112, 112)
+    torch.testing.assert_close(network(x), nn.Sequential(*layers)(x))
+
+
 def c3d_outputs() -> tuple[int, ...]:
     return (64, 128, 256, 256, 512, 512, 512, 512)
 
@@ -255,6 +275,14 @@ def test_clip_is_transformers_own(clip_weights: Path) -> None:
 def test_long_sentences_are_cut(clip_weights: Path) -> None:
     ours = load_extractor("clip", clip_weights)
     assert torch.isfinite(ours.texts(["a red square " * 60])).all()
+
+
+def test_many_sentences_are_each_their_own(clip_weights: Path) -> None:
+    ours = load_extractor("clip", clip_weights)
+    sentences = [" ".join(["a"] * n) for n in range(1, 41)]
+    alone = torch.cat([ours.texts([sentence]) for sentence in sentences])
+    assert len(alone.unique(dim=0)) == 40
+    torch.testing.assert_close(ours.texts(sentences), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(40, 64), (50, 33), (32, 32), (20, 24), (98, 147)])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from latent_shift.metrics import EfficientNetLite0, clip_features, frame_features, load_efficientnet_lite0
@@ -55,3 +56,10 @@ def test_a_clip_is_the_mean_of_its_frames_at_length_one(network: EfficientNetLit
     mean = frame_features(network, clip).mean(axis=0)
     np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5)
     assert clip_features(network, []).shape == (0, 1280)
+
+
+def test_large_frames_are_averaged_as_pillow_does_it(network: EfficientNetLite0) -> None:
+    frame = np.random.default_rng(2).integers(0, 256, (896, 700, 3), dtype=np.uint8)
+    small = np.array(Image.fromarray(frame).resize((224, 224), Image.Resampling.BILINEAR))
+    ours, expected = frame_features(network, frame[None])[0], frame_features(network, small[None])[0]
+    assert np.linalg.norm(ours - expected) < 0.05 * np.linalg.norm(expected)

@@ -79,6 +79,7 @@ def test_a_loop_closes_and_a_cut_does_not() -> None:
     assert loop_closes(clip)
     assert loop_closes(np.roll(clip, 9, axis=0))
     assert not loop_closes(clip[:12])
+    assert loop_closes(levels(7, 7, 7))  # nothing moves, and nothing jumps
 
 
 def levels(*values: int) -> np.ndarray:

@@ -235,3 +235,47 @@ def test_the_seed_decides_which_clips_of_a_large_set_are_compared(monkeypatch: p
         for seed in (0, 0, 1)
     ]
     assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("metric", ["flicker", "clipsim", "is"])
+def test_the_interval_of_a_set_alone_is_of_its_clips(metric: str) -> None:
+    """The statistic of clips that are drawn again and again, as numbers: the interval is that of NumPy's resamples."""
+    rows = np.abs(draw(0, 60)) + 0.1
+    if metric == "is":
+        rows /= rows.sum(axis=2, keepdims=True)
+    texts = draw(1, 60)[:, 0] if metric == "clipsim" else None
+
+    def score_of(chosen: np.ndarray) -> float:
+        if metric == "is":
+            return inception_score(rows[chosen, 0]).mean
+        if texts is not None:
+            return clip_similarity(rows[chosen], texts[chosen])
+        return float(rows[chosen, 0, METRICS[metric].column].mean())
+
+    generator = np.random.default_rng(5)
+    spread = np.std([score_of(generator.integers(0, 60, 60)) for _ in range(1000)])
+    result = score_features(metric, INFO, rows, texts=texts, options=ScoreOptions(resamples=400))
+    assert result.interval is not None
+    assert (result.interval[1] - result.interval[0]) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
+
+
+def test_rows_are_summed_in_parts_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = draw(0, 9, rows=3), draw(1, 8, rows=3, shift=0.5)
+    whole = score_features("fid", INFO, generated, real, options=NO_INTERVAL).value
+    monkeypatch.setattr(score, "_MOMENT_ROWS", 4)
+    assert score_features("fid", INFO, generated, real, options=NO_INTERVAL).value == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "compared"), [(1, 20), (4, 5), (30, 2)])
+def test_the_kernels_rows_are_counted_and_not_its_clips(
+    monkeypatch: pytest.MonkeyPatch, rows: int, compared: int
+) -> None:
+    monkeypatch.setattr(score, "_KERNEL_ROWS", 20)
+    result = score_features("kid", INFO, draw(0, 25, rows=rows), draw(1, 26, rows=rows), options=NO_INTERVAL)
+    assert result.protocol["compared_clips"] == [compared, compared]
+
+
+def test_another_metric_of_the_same_clips_is_another_protocol() -> None:
+    results = [score_features(metric, INFO, draw(0, 8), draw(1, 9)) for metric in ("kid", "kvd")]
+    assert results[0].protocol == results[1].protocol
+    assert results[0].protocol_hash != results[1].protocol_hash
