@@ -252,6 +252,18 @@ def test_bad_records_have_no_frames_up_to_a_share(
     assert list(json.loads((place / "cache.json").read_text())["bad"]) == [str(folder.path / "1.webp")]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_part_without_frames_takes_nothing_from_the_others(
+    open_cache: Open, folder: CaptionedVideoFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(cache_module, "_PART", 1)
+    (folder.path / f"{number}.webp").write_bytes(b"RIFF, but no picture")
+    made = open_cache(max_bad_share=0.5)
+    for record in range(3):
+        expected = [] if record == number else encode_frames(clip(record)).tolist()
+        assert made.clip(record).tolist() == expected
+
+
 def test_bad_records_of_one_file_count_each(open_cache: Open, folder: CaptionedVideoFolder) -> None:
     (folder.path / "1.webp").write_bytes(b"RIFF, but no picture")
     with pytest.raises(DataError, match=r"^3 of 4 videos are bad, more than max_bad_share = 0.5: .*1.webp [^\n]+$"):

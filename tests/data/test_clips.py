@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -13,6 +14,8 @@ from media.films import cut, number_of, numbered, write_film, write_sound
 from latent_shift.core.config import parse_config
 from latent_shift.core.errors import DataError, InputError
 from latent_shift.data import Clip, ClipConfig, ClipLoader, check_source, open_source
+from latent_shift.data._collect import CollectedSource
+from latent_shift.data.records import ArchiveMember, CaptionedVideo
 from latent_shift.media import write_video
 
 SMALL = ClipConfig(num_frames=4, duration_s=1.0, size=32, max_bad_share=1.0)
@@ -134,6 +137,33 @@ def test_the_record_of_a_clip_is_the_one_that_was_read(mixed: Path) -> None:
         assert loader.record(position) == clip.record
 
 
+def test_what_stands_in_for_bad_files_is_drawn_anew_for_each_position(mixed: Path) -> None:
+    loader = ClipLoader(open_source(str(mixed)), SMALL)
+    bad = [n for n in range(42) if loader.record(n).path.name in ("sound.mp4", "cut.mp4", "short.mp4")]
+    assert len(bad) == 18
+    counts = Counter(loader[position].record.path.name for position in bad)
+    assert counts.keys() == {"a.mp4", "b.mp4", "c.webm", "still.png"}
+    assert max(counts.values()) < 12
+
+
+def test_the_share_of_bad_files_is_of_all_that_were_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large source may have more bad files than a tenth of the first hundred."""
+    source = CollectedSource("files", tmp_path)
+    for number in range(400):
+        source.add((tmp_path / f"{number}.mp4"), "a thing", member=ArchiveMember("far.tar", 512 * number, 9))
+
+    def read(_loader: ClipLoader, record: CaptionedVideo, _position: int) -> Clip:
+        if record.index % 20 == 0:
+            raise DataError(f"{record.path} is damaged")
+        return Clip(np.zeros((1, 8, 8, 3), np.uint8), record.caption, 0.0, record)
+
+    monkeypatch.setattr(ClipLoader, "read", read)
+    loader = ClipLoader(source, SMALL.model_copy(update={"max_bad_share": 0.1}))
+    for position in range(400):
+        loader[position]
+    assert len(loader.bad) == 20
+
+
 def test_a_still_is_a_clip_of_one_frame(mixed: Path) -> None:
     loader = ClipLoader(open_source(str(mixed)), SMALL)
     shapes = {clip.record.path.suffix: clip.frames.shape for clip in (loader[position] for position in range(20))}
@@ -159,6 +189,16 @@ def test_a_short_video_can_be_taken_whole(tmp_path: Path) -> None:
     caption(write_square(tmp_path / "short.mp4", 10))
     loader = ClipLoader(open_source(str(tmp_path)), SMALL.model_copy(update={"short": "whole", "size": 48}))
     assert [number_of(frame) for frame in loader[0].frames] == [0, 2, 5, 7]
+
+
+def test_a_video_of_any_length_can_be_the_window(tmp_path: Path) -> None:
+    for name, count in (("long.mp4", 100), ("short.mp4", 10)):
+        caption(write_square(tmp_path / name, count), name)
+    config = SMALL.model_copy(update={"duration_s": "whole", "size": 48})
+    loader = ClipLoader(open_source(str(tmp_path)), config)
+    shown = {clip.caption: [number_of(frame) for frame in clip.frames] for clip in (loader[0], loader[1])}
+    assert shown == {"long.mp4": [0, 25, 50, 75], "short.mp4": [0, 2, 5, 7]}
+    assert not loader.bad
 
 
 def test_one_frame_is_drawn_from_the_whole_video(tmp_path: Path) -> None:
@@ -207,5 +247,8 @@ def test_a_sample_is_drawn_by_its_seed(mixed: Path) -> None:
     source = open_source(str(mixed))
     assert check_source(source, SMALL, sample=3).checked == 3
     assert check_source(source, SMALL, sample=99).checked == 7
+    seen = [[text for _, text in check_source(source, SMALL, sample=2, seed=n).clips] for n in (0, 0, 1, 2, 3, 4)]
+    assert seen[0] == seen[1]
+    assert len({tuple(texts) for texts in seen}) > 2
     with pytest.raises(InputError, match="sample must be at least 1, got 0"):
         check_source(source, SMALL, sample=0)

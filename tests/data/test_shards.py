@@ -143,6 +143,18 @@ def test_captions_of_any_form(tmp_path: Path, facts: dict[str, Any], text: str |
     assert [list(record.captions) for record in open_source(str(shard))] == ([captions] if captions else [])
 
 
+def test_shards_without_an_index_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for number in (11, 2, 7, 0, 10, 3):
+        write_tar(tmp_path / f"{number:04}.tar", {"a.mp4": b"film", "a.txt": b"shard %d" % number})
+    assert [record.caption for record in open_source(str(tmp_path))] == [f"shard {n}" for n in (0, 2, 3, 7, 10, 11)]
+
+
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    members = {"a.MP4": b"film", "a.TXT": b"a dog", "b.Jpg": b"photo", "b.JSON": b'{"caption": "a cat"}'}
+    source = open_source(str(write_tar(tmp_path / "theirs.tar", members)))
+    assert [(record.path.name, record.caption) for record in source] == [("a.MP4", "a dog"), ("b.Jpg", "a cat")]
+
+
 def test_other_keys_of_a_sample_are_its_metadata(tmp_path: Path) -> None:
     facts = {"caption": "a dog", "url": "u", "duration": 3.5, "metadata": {"label": "x"}}
     shard = write_tar(tmp_path / "theirs.tar", {"a.mp4": b"film", "a.json": json.dumps(facts).encode()})

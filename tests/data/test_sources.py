@@ -222,6 +222,9 @@ def test_webvid(tmp_path: Path) -> None:
     assert source[0].metadata == {"videoid": "1066674784"}
     assert list(why(path).values()) == ["the file is missing", "its page_dir '../../..' leads out of the folder"]
     assert len(open_source(f"webvid:{path}?root={tmp_path / 'videos'}")) == 1
+    (tmp_path / "videos/000001_000050").rename(tmp_path / "000001_000050")  # beside the table, and no `videos`
+    (tmp_path / "videos").rmdir()
+    assert [record.path.parent.parent for record in open_source(f"webvid:{path}")] == [tmp_path]
     with pytest.raises(InputError, match="have WebVid's columns"):
         open_source(f"webvid:{write_csv(tmp_path / 'other.csv', ['video', 'caption'], ['a', 'b'])}")
 
@@ -277,6 +280,20 @@ def test_msrvtt_has_all_captions_of_its_test_split(tmp_path: Path) -> None:
     assert (everything.kind, len(everything)) == ("msrvtt", 2_990)
     assert [entry.reason for entry in everything.dropped] == ["the file is missing"]
     assert len(open_source(f"{tmp_path / 'test_videodatainfo.json'}?root={tmp_path / 'TestVideo'}")) == 2_990
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [("all", "0 1 2 3"), ("train", "0 1"), ("validate", "2"), ("test", "3")],
+)
+def test_a_split_of_msrvtt_has_its_own_videos_alone(tmp_path: Path, split: str, names: str) -> None:
+    videos = [{"video_id": f"video{n}", "split": s} for n, s in enumerate(("train", "train", "validate", "test"))]
+    sentences = [{"video_id": f"video{n}", "caption": f"{n}"} for n in range(4)]
+    (tmp_path / "videodatainfo.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    touch(tmp_path, *(f"videos/video{n}.mp4" for n in range(4)))
+    source = open_source(f"msrvtt:{tmp_path}?split={split}")
+    assert " ".join(record.caption for record in source) == names
+    assert not source.dropped
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"videos": []}', '{"videos": [{}], "sentences": []}'])
