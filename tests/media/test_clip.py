@@ -47,6 +47,27 @@ def test_a_variable_frame_rate_is_read_by_its_times(tmp_path: Path) -> None:
     assert numbers(read_clip(path, 0.9, 2.0, 4)) == [3, 4, 7, 7]
 
 
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts", "loop.webp", "frames/"])
+@pytest.mark.parametrize("fps", [24, 30])
+def test_a_frame_is_shown_from_its_own_time_on(tmp_path: Path, name: str, fps: int) -> None:
+    """Whatever the container and the sums of times have rounded."""
+    path = tmp_path / name
+    if name.startswith("film"):
+        write_film(path, 50, fps=fps)
+    else:
+        write_video(path, np.stack([numbered(index) for index in range(50)]), fps, lossless=True)
+    with open_video(path) as video:
+        assert [number_of(video.clip(index / fps, 0.0, 1)[0]) for index in range(50)] == list(range(50))
+        assert numbers(video.clip(1 / fps, 49 / fps, 49)) == list(range(1, 50))
+
+
+def test_a_window_may_end_a_millisecond_late(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.mp4", 50)
+    assert numbers(read_clip(path, 1.0 + 5e-4, 1.0, 2)) == [25, 37]
+    with pytest.raises(InputError, match=r"start_s must leave 1 s of the 2\.000 s"):
+        read_clip(path, 1.002, 1.0, 2)
+
+
 def test_fewer_frames_than_asked_for_are_repeated(tmp_path: Path) -> None:
     path = write_film(tmp_path / "slow.mp4", 4, fps=2)
     assert numbers(read_clip(path, 0.0, 2.0, 8)) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -75,6 +96,23 @@ def test_frames_that_nobody_refers_to_are_skipped_and_no_bit_changes(
         all_of_them = video.clip(0.3, 3.0, 8), video.decoded_frames
     np.testing.assert_array_equal(few[0], all_of_them[0])
     assert few[1] < 0.7 * all_of_them[1]
+
+
+def test_wanted_frames_are_not_skipped_where_a_container_rounds_their_times(tmp_path: Path) -> None:
+    """Matroska counts in milliseconds: frame 1 of 24 a second is said to be shown at 42 ms."""
+    grain = np.random.default_rng(0).integers(0, 20, (50, 48, 64, 3), dtype=np.uint8)
+    frames = np.stack([numbered(index) for index in range(50)]) // 2 + grain * 2
+    write_video(tmp_path / "film.mp4", frames, 24, crf=28)
+    with av.open(str(tmp_path / "film.mp4")) as source, av.open(str(tmp_path / "film.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    whole = read_video(tmp_path / "film.mkv").frames
+    with open_video(tmp_path / "film.mkv") as video:
+        for start in range(10):
+            np.testing.assert_array_equal(video.clip(start / 24, 40 / 24, 8), whole[start : start + 40 : 5])
 
 
 def test_a_container_that_seeks_too_late_is_read_from_earlier(tmp_path: Path) -> None:
@@ -175,6 +213,20 @@ def test_pixels_are_as_wide_as_the_film_says(tmp_path: Path, moving: Moving, tur
     rows, columns = ((side - 48) // 2 for side in shape)
     middle = read_clip(path, 0.0, 0.2, 5, 48).astype(int)
     assert np.abs(middle - wide[:, rows : rows + 48, columns : columns + 48]).mean() < 3
+
+
+def test_pixels_that_no_camera_has_are_square(tmp_path: Path) -> None:
+    info = probe_video(write_film(tmp_path / "odd.mp4", 5, aspect=Fraction(1, 60)))
+    assert (info.height, info.width) == (48, 64)
+
+
+@pytest.mark.parametrize("name", ["late.mkv", "late.webm", "late.mp4", "late.ts"])
+def test_a_film_that_begins_late_lasts_from_its_first_frame_on(tmp_path: Path, name: str) -> None:
+    codec = "libvpx-vp9" if name == "late.webm" else "libx264"
+    path = write_film(tmp_path / name, [3 + index / 25 for index in range(50)], codec=codec)
+    with open_video(path) as video:
+        assert video.duration_s == pytest.approx(2.0, abs=0.05)
+        assert numbers(video.clip(1.0, 0.8, 2)) == [25, 35]
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(-1, 0), (1, 0), (89.5, 1), (180, 2), (-90, 3)])

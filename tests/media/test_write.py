@@ -51,6 +51,16 @@ def test_a_gif_of_few_colours_keeps_every_bit(tmp_path: Path, moving: Moving) ->
     np.testing.assert_array_equal(read_video(tmp_path / "clip.gif").frames, frames)
 
 
+def test_the_palette_of_a_gif_is_of_all_its_frames(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:32, 0:32] * 8
+    frames = np.zeros((8, 32, 32, 3), np.uint8)
+    frames[:4, :, :, 0], frames[:4, :, :, 1] = x, y  # red and green
+    frames[4:, :, :, 2], frames[4:, :, :, 1] = x, y  # blue and green
+    write_video(tmp_path / "clip.gif", frames, 8)
+    read = read_video(tmp_path / "clip.gif").frames
+    assert min(psnr(read[:4], frames[:4]), psnr(read[4:], frames[4:])) > 25
+
+
 @pytest.mark.parametrize("name", ANIMATED)
 @pytest.mark.parametrize("num_frames", [1, 2, 9])
 def test_equal_frames_are_not_merged(tmp_path: Path, moving: Moving, name: str, num_frames: int) -> None:
