@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import pytest
 import torch
 
 from latent_shift.core.errors import InputError
-from latent_shift.data.heldout import load_heldout, stage_records
-from latent_shift.data.records import CaptionedVideoFolder
+from latent_shift.data.heldout import family_of, load_heldout, read_labels, stage_records
+from latent_shift.data.records import CaptionedVideoFolder, write_records
 from latent_shift.evaluation import EvaluationOptions, evaluate_emoji, samples
 from latent_shift.evaluation import emoji as protocol
 from latent_shift.evaluation.judge import EmojiJudge
-from latent_shift.evaluation.subjects import SETS, emoji_subjects
+from latent_shift.evaluation.subjects import SETS, Subject, emoji_subjects
+from latent_shift.media import resize_frames, write_video
+from latent_shift.metrics import LabelledFeatures, frame_features, load_efficientnet_lite0, unit_rows
+from latent_shift.pipelines import load_pipeline
 
 OPTIONS = EvaluationOptions(steps=2, loop=True)
 
@@ -80,6 +85,86 @@ def test_seeds_depend_on_the_subject_alone(emoji_data: Path) -> None:
     assert emoji_subjects(folder, labels=2, seed=1)["training"][0].seed != few[0].seed
 
 
+def list_labels(folder: Path, backwards: bool = False) -> CaptionedVideoFolder:
+    """Every label that moves, untoned, in three groups; there is nothing in the files."""
+    labels = [info for info in read_labels() if info.clip]
+    records = []
+    for number, info in enumerate(labels):
+        facts = {"label": info.label, "tone": None, "family": family_of(info.label), "hexcode": info.hexcode}
+        facts |= {"group": str(number % 3), "kind": "clip"}
+        facts |= {"heldout_tag": load_heldout().paraphrases.get(info.label)}
+        name = f"{number}.webp"
+        records.append({"file_name": name, "caption": info.label, "captions": [info.label], "metadata": facts})
+    folder.mkdir()
+    for record in records:
+        (folder / record["file_name"]).touch()
+    write_records(folder, records[::-1] if backwards else records)
+    return CaptionedVideoFolder(folder)
+
+
+def test_who_is_asked_for_follows_from_the_labels_and_not_from_their_order(tmp_path: Path) -> None:
+    there, back = (emoji_subjects(list_labels(tmp_path / str(n), backwards=bool(n)), labels=20) for n in range(2))
+    for name in SETS:
+        asked = [{(subject.prompt, subject.seed) for subject in one[name]} for one in (there, back)]
+        assert asked[0] == asked[1]
+
+
+def test_one_label_of_each_held_out_family_is_asked_for(tmp_path: Path) -> None:
+    folder = list_labels(tmp_path / "data")
+    asked = [folder[subject.record].metadata for subject in emoji_subjects(folder)["heldout"]]
+    assert {facts["family"]: facts["hexcode"] for facts in asked} == load_heldout().families
+    assert len(asked) == len(load_heldout().families)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> tuple[EmojiJudge, Subject, np.ndarray]:
+    """A judge of one clip of 12 frames, and that clip."""
+    frames = np.full((12, 32, 32, 3), 255, np.uint8)
+    for index in range(12):
+        row, column = 10 + round(8 * np.sin(index * np.pi / 6)), 10 + round(8 * np.cos(index * np.pi / 6))
+        frames[index, row : row + 9, column : column + 9] = (200, 10 * index, 40)
+    write_video(tmp_path / "data/clip.webp", frames, 8.0, lossless=True)
+    facts = {"label": "frog", "tone": None, "kind": "clip"}
+    write_records(tmp_path / "data", [{"file_name": "clip.webp", "caption": "frog", "metadata": facts}])
+    (tmp_path / "data/dataset.json").write_text("{}")
+    judge = EmojiJudge(CaptionedVideoFolder(tmp_path / "data"), tmp_path / "kept", torch.device("cpu"))
+    return judge, Subject("frog", "frog", None, 0, 0), frames
+
+
+def test_a_clip_is_looked_at_in_frames_of_all_of_it(loop: tuple[EmojiJudge, Subject, np.ndarray]) -> None:
+    judge, _, frames = loop
+    expected = frame_features(load_efficientnet_lite0(), frames[[0, 1, 3, 4, 6, 7, 9, 10]])
+    np.testing.assert_allclose(judge.features(frames), expected, atol=1e-4)
+
+
+def test_a_shorter_and_smaller_clip_is_compared_with_the_whole_loop(
+    loop: tuple[EmojiJudge, Subject, np.ndarray],
+) -> None:
+    judge, subject, frames = loop
+    for clip in (frames, frames[::2], resize_frames(frames[::3], 16)):
+        found = judge.judge(subject, clip)
+        assert (found.r2, found.ratio) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_the_first_and_the_first_five_labels_count(
+    loop: tuple[EmojiJudge, Subject, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, subject, frames = loop
+    seen = judge.features(frames)
+    monkeypatch.setattr(judge, "features", lambda _frames: seen)  # the clip is the same all along
+    mean = unit_rows(seen.mean(axis=0, keepdims=True))[0]
+    other = np.roll(mean, 1) - (np.roll(mean, 1) @ mean) * mean
+    angles = np.linspace(0, 1, 7)[:, None]
+    rows = (np.cos(angles) * mean + np.sin(angles) * other / np.linalg.norm(other)).astype(np.float32)
+    judge.reference = LabelledFeatures(rows, list("abcdefg"), ["dark", *[None] * 6])
+    for place, label in enumerate("abcdefg"):
+        found = judge.judge(dataclasses.replace(subject, label=label), frames)
+        assert (found.top1, found.top5, found.tone) == (place < 1, place < 5, True)
+    for tone in ("dark", "light"):
+        found = judge.judge(dataclasses.replace(subject, label="a", tone=tone), frames)
+        assert (found.top1, found.top5, found.tone) == (tone == "dark",) * 3
+
+
 def test_every_set_is_scored_beside_its_ceiling_and_floors(result: dict[str, Any]) -> None:
     for name in SETS:
         scores = result[name]
@@ -92,7 +177,17 @@ def test_every_set_is_scored_beside_its_ceiling_and_floors(result: dict[str, Any
         assert ("tone" in scores["match"]) == (name == "pairs")
     assert result["settings"]["heldout"] == "emoji-v1"
     assert result["settings"]["steps"] == 2
+    assert result["autoencoder"]["frames"] == 1  # of four frames every sixth, of the held-out family alone
     assert json.loads(json.dumps(result)) == result
+
+
+def test_frames_go_through_the_autoencoder_by_the_mean(road: Path) -> None:
+    pipeline = load_pipeline(str(road / "video/model"), "cpu", "fp32")
+    with torch.no_grad():
+        pipeline.vae.encoder[-1].bias += 4  # a posterior of many values
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    ours = [protocol.reconstruct(pipeline, frames, chunk) for chunk in (8, 2)]
+    np.testing.assert_allclose(ours[0].astype(int), ours[1], atol=1)
 
 
 def test_real_clips_match_themselves(
@@ -165,6 +260,11 @@ def test_real_features_are_not_taken_for_another_folders(emoji_data: Path, tmp_p
     stamp = kept.stat().st_mtime_ns
     EmojiJudge(folder, tmp_path, torch.device("cpu"))
     assert kept.stat().st_mtime_ns == stamp
+    other = Path(shutil.copytree(emoji_data, tmp_path / "other"))
+    lines = (other / "metadata.jsonl").read_text().splitlines()
+    write_records(other, [json.loads(line) for line in reversed(lines)])
+    turned = EmojiJudge(CaptionedVideoFolder(other), tmp_path, torch.device("cpu")).reference
+    np.testing.assert_array_equal(turned.features, first.features[::-1])
 
 
 @pytest.mark.parametrize(

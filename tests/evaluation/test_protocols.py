@@ -250,6 +250,15 @@ def test_anybodys_clips_are_scored_as_those_of_a_model(
         score_protocol(protocol, tmp_path / "stills", FREE)
 
 
+def test_of_longer_clips_the_papers_frames_are_taken(ucf101_data: Path, tmp_path: Path) -> None:
+    """16, of which four go into scores of frames."""
+    for number in range(3):
+        write_video(tmp_path / f"{number}.webp", np.full((20, 16, 16, 3), 90 * number, np.uint8), 8.0)
+    protocol = dataclasses.replace(ucf101(str(ucf101_data), samples=3), real=sorted(tmp_path.glob("*.webp")))
+    (score,) = score_protocol(protocol, tmp_path, ("lite0-frames-kd",), device="cpu", resamples=0).results
+    assert (score.protocol["frames"], score.protocol["rows_per_clip"]) == (16, 4)
+
+
 def test_clips_of_another_arithmetic_are_not_made_again_unasked(msrvtt_data: Path, road: Path, tmp_path: Path) -> None:
     protocol, options = msrvtt(str(msrvtt_data), "one"), ProtocolOptions(**OPTIONS, part=(1, 2))
     model = str(road / "video/model")

@@ -193,6 +193,15 @@ def test_the_interval_is_of_the_difference_on_the_same_subjects(rng: np.random.G
     assert gain.high - gain.value == pytest.approx(1.96 * np.sqrt(p * (1 - p) / 200), rel=0.15)
 
 
+def test_motion_is_the_median_over_clips_that_move() -> None:
+    values = np.array([[0.0], [0.1], [0.4], [9.0], [np.nan]])
+    comparison = Comparison({"a": make_measured(values)}, np.zeros((5, 8, 4), dtype=np.float16))
+    for statistic in ("r2", "ratio"):
+        found = comparison.score("a", statistic)
+        assert found is not None
+        assert found.value == 0.25
+
+
 def test_families_are_drawn_as_a_whole(rng: np.random.Generator) -> None:
     """Four alike in each family tell as much as one."""
     first = np.repeat(rng.random((50, 1)) < 0.5, 4, axis=0)
