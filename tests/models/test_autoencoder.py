@@ -153,6 +153,16 @@ def test_pictures_of_few_components_come_back() -> None:
 
 
 @torch.no_grad()
+def test_pictures_of_one_colour_come_back() -> None:
+    """Nothing varies: no latent has a scale of its own."""
+    autoencoder, pictures = make_autoencoder(), torch.full((2, 3, 16, 16), 0.25)
+    autoencoder.initialize_linear(pictures)
+    latents = autoencoder.encode(pictures).latent_dist.mean
+    assert latents.isfinite().all()
+    assert psnr(autoencoder.decode(latents).sample, pictures) > 50
+
+
+@torch.no_grad()
 def test_the_posterior_starts_at_40_db() -> None:
     autoencoder, pictures = make_autoencoder(), make_pictures(2)
     autoencoder.initialize_linear(pictures)

@@ -67,6 +67,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "SD 2": {"use_linear_projection": True, "attention_head_dim": [1, 2]},
     "SDXL": SDXL,
     "scale_shift": {"resnet_time_scale_shift": "scale_shift", "resnet_out_scale_factor": 1.4},
+    "scaled middle": {"mid_block_scale_factor": 1.4},
     "three levels": {
         "block_out_channels": (8, 16, 24),
         "layers_per_block": 2,
