@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def test_the_operation_alone(result: dict[str, Any]) -> None:
             assert row["floor_seconds"] == pytest.approx(row["bytes"] / result["rates"]["copy_bytes_per_s"])
             assert row["seconds_range"][0] <= row["seconds"] <= row["seconds_range"][1]
     whole, part = (
-        sum(row["seconds"] for row in result["ops"] if row["operation"] == operation)
+        sum(row["seconds_range"][0] for row in result["ops"] if row["operation"] == operation)
         for operation in ("shift, norm, SiLU", "shift")
     )
     assert whole > part
@@ -174,6 +175,25 @@ def test_the_report(result: dict[str, Any], tmp_path: Path) -> None:
     assert page.count("| shift, norm, SiLU | eager |") == len(find_benchmark_preset("tiny").unet["block_out_channels"])
     assert "Not measured: the same, compiled: not asked for; ModelScope" in page
     assert all(line in page for line in result["protocol"])
+
+
+def test_the_units_of_the_report(result: dict[str, Any]) -> None:
+    shown = copy.deepcopy(result)
+    shown["forward"]["latent_shift"] |= {
+        **{"parameters": 1_645_572, "flops": 2.5e12, "seconds": 0.25, "seconds_range": [0.2, 0.5]},
+        **{"floor_seconds": 0.125, "ratio_to_unet2d": 1.01, "ratio_to_unet2d_range": [1.0, 1.02]},
+        **{"peak_memory_bytes": 3 * 2**29, "memory_format": "contiguous"},
+    }
+    shown["ops"] = [
+        {**{"operation": "shift", "backend": "eager", "channels": 320, "side": 32, "floor_seconds": 2e-6}}
+        | {"seconds": 3e-5, "seconds_range": [2.5e-5, 4e-5]}
+    ]
+    shown["rates"] = {"matrix_flop_per_s": 1.5e12, "copy_bytes_per_s": 2e10}
+    page = to_markdown(shown)
+    row = "1.6 M | 2.5 | 0.25 (0.2 to 0.5) | 0.125 | 1.010 (1.000 to 1.020) | 1.50 GiB | contiguous |"
+    assert f"\n| {MODELS['latent_shift']} | {row}\n" in page
+    assert "\n| shift | eager | 320 | 32 | 30 (25 to 40) | 2 |\n" in page
+    assert "At most 1.5 TFLOP a second in matrix products, and 20 GB a second in copies." in page
 
 
 @pytest.mark.parametrize(
