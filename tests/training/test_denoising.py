@@ -231,7 +231,7 @@ def test_a_joint_step_learns_from_clips_and_stills(make_recipe: MakeRecipe, make
         (row,) = read_log(Path(recipe.output) / "log.jsonl")
         losses[name] = row["loss"]
     assert losses["joint"] == pytest.approx(0.75 * losses["clips"] + 0.25 * losses["stills"], abs=2e-6)
-    with pytest.raises(InputError, match="joint_images needs image_share between 0 and 1, not 0"):
+    with pytest.raises(InputError, match="image_share must be between 0 and 1 with joint_images, got 0.0"):
         make_recipe("video", diffusion={"image_share": 0.0, "joint_images": True})
 
 
