@@ -366,6 +366,25 @@ def test_native_is_compiled_once_and_says_why_not(tmp_path: Path) -> None:
         assert list((tmp_path / "cache").rglob("*")) == [library.parent, library]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/cpuinfo")
+def test_another_processor_or_compiler_gets_a_library_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of users are shared between machines, and instructions that a processor lacks end the process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = tmp_path / "g++"
+    compiler.write_text("one")
+    places = []
+    for known in ("fpu sse2", "fpu sse2", "fpu sse2 avx512f"):
+        monkeypatch.setattr(Path, "read_text", lambda *_, known=known: f"processor : 0\nflags : {known}\n")
+        places.append(_native._cached(str(compiler), ("-O3",)))
+    places.append(_native._cached(str(compiler), ("-O2",)))
+    compiler.write_text("another")
+    places.append(_native._cached(str(compiler), ("-O2",)))
+    assert places[0] == places[1]
+    assert len(set(places)) == 4
+
+
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["agrees", "views", "time", "operator", "network"])
