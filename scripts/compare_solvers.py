@@ -66,6 +66,9 @@ def draw_chart(
             for (_, steps), point in zip(own, places, strict=True):
                 axes.annotate(str(steps), point, textcoords="offset points", xytext=(0, above), ha="center")
         axes.set(title=title, xlabel="seconds a clip", xscale="log")
+        axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.axhline(0, color="none")  # one clip is a twentieth: a closer look would show noise
         axes.margins(y=0.2)
         axes.legend()
     figure.savefig(place, dpi=120)
