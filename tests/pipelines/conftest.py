@@ -13,6 +13,9 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from latent_shift import LatentShiftPipeline, LatentShiftUNet, PatchAutoencoderKL
+from latent_shift.pipelines import convert_model
+
+from .pretrained import make_pipeline as make_pretrained
 
 SIZE = 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "heart", "hand", "wav", "##ing", "."]
@@ -121,3 +124,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> P
     folder = tmp_path_factory.mktemp("saved") / "model"
     build(tokenizer_folder).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of SDXL's parts, converted to a video model."""
+    place = tmp_path_factory.mktemp("sdxl")
+    make_pretrained("sdxl", place / "words").save_pretrained(place / "image")
+    convert_model(place / "image", place / "video", "shift")
+    return place / "video"

@@ -13,10 +13,7 @@ import torch
 
 from latent_shift import LatentShiftPipeline
 from latent_shift.core.errors import InputError
-from latent_shift.pipelines import convert_model
 from latent_shift.pipelines.loading import pipeline_class_of
-
-from .pretrained import make_pipeline as make_pretrained
 
 HEART = "a red heart"
 NOT_FINITE = torch.tensor([0.0, -math.inf])
@@ -106,14 +103,6 @@ def test_sdxl_checks_what_it_is_given_in_addition(sdxl: Path, name: str, value: 
     loaded = pipeline_class_of(sdxl).from_pretrained(sdxl)
     with pytest.raises(InputError, match=f"^{name} must {expected}"):
         run(loaded, num_frames=1, **{name: value})
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sdxl")
-    make_pretrained("sdxl", place / "words").save_pretrained(place / "image")
-    convert_model(place / "image", place / "video", "shift")
-    return place / "video"
 
 
 @pytest.mark.usefixtures("as_users_run")

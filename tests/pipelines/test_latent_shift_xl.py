@@ -11,24 +11,16 @@ from accelerate import cpu_offload
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
 from latent_shift.core.errors import InputError
-from latent_shift.pipelines import LatentShiftXLPipeline, convert_model
+from latent_shift.pipelines import LatentShiftXLPipeline
 
-from .pretrained import SIZE, make_pipeline
+from .pretrained import SIZE
 
 HEART, HAND = "a red heart", "a waving hand"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sdxl")
-    make_pipeline("sdxl", place / "words").save_pretrained(place / "image")
-    convert_model(place / "image", place / "video", "shift")
-    return place / "video"
-
-
 @pytest.fixture
-def pipeline(folder: Path) -> LatentShiftXLPipeline:
-    loaded = LatentShiftXLPipeline.from_pretrained(folder)
+def pipeline(sdxl: Path) -> LatentShiftXLPipeline:
+    loaded = LatentShiftXLPipeline.from_pretrained(sdxl)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
